@@ -1,0 +1,1 @@
+"""Measure a detector: protocols, metrics with intervals, the format audit, tables."""

@@ -1,0 +1,321 @@
+"""The model on disk: a folder of plain files, pinned by hash, that loads without executing anything.
+
+`bundle.json` names every other file with its SHA-256, so the SHA-256 of `bundle.json` pins the whole. A
+bundle may come from a stranger: names are confined to the folder, sizes are bounded, and whatever is wrong
+raises BundleError. The format: docs/bundle.md.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from lensborn.calibration import Conformal
+from lensborn.density import Mixture
+
+FORMAT = 1
+MAX_FILE_BYTES = 256 * 2**20
+MAX_MANIFEST_BYTES = 2**20
+MAX_FILES = 32
+SHIPPED = Path(__file__).parent / "models" / "lensborn-1"
+
+MANIFEST = "bundle.json"
+DENSITY = "density.safetensors"
+CALIBRATION = "calibration.safetensors"
+CARD = "CARD.md"
+ENCODER_XML = "encoder.xml"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, so nothing can point elsewhere
+_HASH = re.compile(r"[0-9a-f]{64}")
+_AGAIN = "get an untouched copy, or make it again with `lensborn fit`"
+_SCHEMA: dict[str, Any] = {
+    "format": int,
+    "name": str,
+    "created": str,
+    "licence": str,
+    "preprocessing": {"crop_scale": float, "size": int, "resample": str, "mean": list, "std": list},
+    "encoder": {"backbone": str, "feature_dim": int, "files": list},
+    "density": dict,
+    "calibration": {"n": int, "alpha": float, "population": str},
+    "training": dict,
+    "measured": list,
+    "versions": dict,
+    "files": dict,
+}
+_JSON_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object"}
+
+
+class BundleError(ValueError):
+    """A bundle cannot be read or written; the message says why and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle that was read and verified.
+
+    manifest: the content of bundle.json. sha256: of the bytes of bundle.json, which pins every other file.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    mixture: Mixture
+    conformal: Conformal
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return str(self.manifest["name"])
+
+    @property
+    def encoder_xml(self) -> Path:
+        """The encoder's OpenVINO graph; its weights lie beside it."""
+        return self.path / ENCODER_XML
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Read and verify the bundle in the folder path; files that bundle.json does not name are ignored.
+
+    Raises BundleError, and nothing else, whatever the folder holds.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder: give the folder that holds {MANIFEST}")
+    text = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = _parse(text)
+    _check_manifest(manifest)
+    contents = {}
+    for name, expected in manifest["files"].items():
+        data = _read(folder, name, MAX_FILE_BYTES)
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise BundleError(f"{name} is not the file that {MANIFEST} names (its SHA-256 differs): {_AGAIN}")
+        if name in (DENSITY, CALIBRATION):
+            contents[name] = _arrays(name, data)
+    try:
+        mixture = Mixture.from_arrays(contents[DENSITY], manifest["density"])
+    except ValueError as error:
+        raise BundleError(f"{DENSITY}: {error}; {_AGAIN}") from error
+    if mixture.n_features != manifest["encoder"]["feature_dim"]:
+        raise BundleError(f"{DENSITY} does not take as many features as the encoder gives: {_AGAIN}")
+    conformal = _conformal(contents[CALIBRATION], manifest["calibration"]["n"])
+    return Bundle(folder, manifest, mixture, conformal, hashlib.sha256(text).hexdigest())
+
+
+def write_bundle(
+    path: str | Path,
+    *,
+    encoder_files: Mapping[str, Path | bytes],
+    mixture: Mixture,
+    conformal: Conformal,
+    manifest: Mapping[str, Any],
+    card: str,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle to the folder path, whole or not at all, and read it back.
+
+    encoder_files: `encoder.xml` and its companions, by the name they get. manifest: name, created, licence,
+    preprocessing, encoder (backbone, feature_dim), calibration (alpha, population), training, measured,
+    versions and whatever else is JSON; the rest follows from the other arguments. The same arguments give
+    the same bytes.
+
+    Raises BundleError where path exists (with overwrite: exists and is no bundle) or where the result could
+    not be read back, OSError where the disk refuses.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not overwrite:
+        raise BundleError(f"{target} exists: choose another folder, or allow it to be overwritten")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} exists and is no bundle: choose another folder")
+    if taken := {MANIFEST, DENSITY, CALIBRATION, CARD} & set(encoder_files):
+        raise BundleError(f"encoder files cannot be called {sorted(taken)}: choose other names")
+    contents = {
+        name: data if isinstance(data, bytes) else data.read_bytes() for name, data in encoder_files.items()
+    }
+    contents[DENSITY] = _save(mixture.to_arrays())
+    contents[CALIBRATION] = _save({"scores": conformal.scores})
+    contents[CARD] = card.encode()
+    text = _manifest_text(manifest, sorted(encoder_files), mixture, conformal, contents)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
+    fresh.mkdir()
+    try:
+        for name, data in {**contents, MANIFEST: text}.items():
+            (fresh / name).write_bytes(data)
+        read_bundle(fresh)  # what cannot be read is never put in place
+        _put_in_place(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return read_bundle(target)
+
+
+def _put_in_place(fresh: Path, target: Path) -> None:
+    """Rename fresh to target; what stood there is moved aside first, and back if the second rename fails."""
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+    if target.exists():
+        target.rename(aside)
+    try:
+        fresh.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _manifest_text(
+    manifest: Mapping[str, Any],
+    encoder_names: list[str],
+    mixture: Mixture,
+    conformal: Conformal,
+    contents: Mapping[str, bytes],
+) -> bytes:
+    """bundle.json: the caller's manifest and what follows from the rest, checked, in the schema's order."""
+    encoder, calibration = manifest.get("encoder"), manifest.get("calibration")
+    if not isinstance(encoder, Mapping) or not isinstance(calibration, Mapping):
+        raise BundleError("the manifest needs the objects 'encoder' and 'calibration': add them")
+    document = {
+        **manifest,
+        "format": FORMAT,
+        "encoder": {**encoder, "files": encoder_names},
+        "density": mixture.settings(),
+        "calibration": {**calibration, "n": int(conformal.scores.size)},
+        "files": {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)},
+    }
+    order = [key for key in _SCHEMA if key in document] + sorted(set(document) - set(_SCHEMA))
+    try:
+        ordered = {key: document[key] for key in order}
+        data = (json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BundleError(
+            f"the manifest is not JSON ({error}): use strings, finite numbers, lists, dicts"
+        ) from error
+    _check_manifest(_parse(data))
+    return data
+
+
+def _save(arrays: Mapping[str, Any]) -> bytes:
+    return bytes(save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def _read(folder: Path, name: str, limit: int) -> bytes:
+    """The bytes of a regular file that lies in the folder, of at most limit bytes."""
+    try:
+        file = (folder / name).resolve(strict=True)
+        if file.parent != folder.resolve():
+            raise BundleError(f"{name} is a link that leads out of the bundle: replace it by the file itself")
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, a device has no end
+            raise BundleError(f"{name} is not a plain file: {_AGAIN}")
+        with file.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{folder} has no file {name}: give the folder of a whole bundle, or {_AGAIN}"
+        ) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise BundleError(f"{name} cannot be read ({error}): check its permissions, or {_AGAIN}") from error
+    if len(data) > limit:
+        raise BundleError(f"{name} is larger than {limit // 2**20} MiB: {_AGAIN}")
+    return data
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        manifest = json.loads(text, parse_float=_number, parse_int=_number, parse_constant=_number)
+        json.dumps(manifest, ensure_ascii=False).encode()  # lone surrogates could never be printed
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} is not valid JSON ({error}): {_AGAIN}") from error
+    return manifest
+
+
+def _number(text: str) -> float | int:
+    """A number of JSON that a double holds; NaN, infinity and the like raise ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    whole = text.lstrip("-").isdigit()
+    if whole and abs(value) > 2**53:
+        raise ValueError("an integer is larger than 2**53")
+    return int(text) if whole else value
+
+
+def _arrays(name: str, data: bytes) -> dict[str, Any]:
+    try:
+        return dict(load_arrays(data))
+    except Exception as error:  # the parser's own errors have no common base but this
+        raise BundleError(f"{name} is not a safetensors file ({error}): {_AGAIN}") from error
+
+
+def _conformal(arrays: Mapping[str, Any], n: int) -> Conformal:
+    scores = arrays.get("scores")
+    if scores is None or scores.dtype != np.float64 or scores.shape != (n,):
+        raise BundleError(f"{CALIBRATION} must hold 'scores', {n} numbers of float64: {_AGAIN}")
+    try:
+        return Conformal(scores)
+    except ValueError as error:
+        raise BundleError(f"{CALIBRATION}: {error}; {_AGAIN}") from error
+
+
+def _check_manifest(manifest: Any) -> None:
+    """Raise BundleError unless bundle.json holds what format 1 says."""
+    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
+        raise BundleError(f"the bundle is not of format {FORMAT}: install a newer lensborn, or {_AGAIN}")
+    _check_types(manifest, _SCHEMA, "")
+    preprocessing, encoder, files = manifest["preprocessing"], manifest["encoder"], manifest["files"]
+    rules = {
+        "name must be 1 to 100 printable characters": 0 < len(manifest["name"]) <= 100
+        and manifest["name"].isprintable(),
+        "preprocessing.crop_scale must lie between 0 and 10": 0 < preprocessing["crop_scale"] <= 10,
+        "preprocessing.size must lie in 1..4096": 1 <= preprocessing["size"] <= 4096,
+        "preprocessing.mean must be three numbers": _is_triple(preprocessing["mean"]),
+        "preprocessing.std must be three positive numbers": _is_triple(preprocessing["std"], positive=True),
+        "calibration.alpha must lie between 0 and 1": 0 < manifest["calibration"]["alpha"] < 1,
+        "measured must be a list of objects": all(isinstance(row, dict) for row in manifest["measured"]),
+        f"files must name at most {MAX_FILES} files": len(files) <= MAX_FILES,
+        "files must give plain names, without folders": all(_NAME.fullmatch(name) for name in files),
+        "files must give the SHA-256 of each": all(
+            isinstance(value, str) and _HASH.fullmatch(value) for value in files.values()
+        ),
+        f"files must name {DENSITY}, {CALIBRATION} and {CARD}": {DENSITY, CALIBRATION, CARD} <= set(files),
+        f"files cannot name {MANIFEST} itself": MANIFEST not in files,
+        f"encoder.files must be names in files, {ENCODER_XML} among them": ENCODER_XML in encoder["files"]
+        and all(isinstance(name, str) and name in files for name in encoder["files"]),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise BundleError(f"{MANIFEST}: {rule}; {_AGAIN}")
+
+
+def _check_types(value: Any, schema: Any, where: str) -> None:
+    if not isinstance(schema, dict):
+        if not _has_type(value, schema):
+            raise BundleError(f"{MANIFEST}: {where} must be {_JSON_NAMES[schema]}; {_AGAIN}")
+        return
+    if not isinstance(value, dict):
+        raise BundleError(f"{MANIFEST}: {where or 'the whole'} must be an object; {_AGAIN}")
+    for key, inner in schema.items():
+        inside = f"{where}.{key}".lstrip(".")
+        if key not in value:
+            raise BundleError(f"{MANIFEST}: {inside} is missing; {_AGAIN}")
+        _check_types(value[key], inner, inside)
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):  # an int to Python, not to JSON
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _is_triple(values: list[Any], *, positive: bool = False) -> bool:
+    return len(values) == 3 and all(_has_type(v, float) and (v > 0 or not positive) for v in values)

@@ -1,0 +1,48 @@
+"""The command line. One file a verb, and nothing heavy imported before a verb runs."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import lensborn
+from lensborn.cli.detect import detect
+from lensborn.cli.evaluate import evaluate
+from lensborn.cli.fit import fit
+from lensborn.cli.info import info
+from lensborn.cli.manipulations import manipulations
+from lensborn.cli.prepare import prepare
+from lensborn.cli.pretrain import pretrain
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback as Python prints it, without the values of variables
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (detect, prepare, pretrain, fit, evaluate, info, manipulations):
+    app.command()(verb)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lensborn {lensborn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def lensborn_(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Flag AI-generated faces as anomalies among photographs."""
+
+
+def main() -> None:
+    """Run the command line; a reader that closes the pipe ends it quietly."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()  # else Python complains about the flush at exit
+        sys.exit(1)

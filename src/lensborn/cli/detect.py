@@ -1,0 +1,101 @@
+"""`lensborn detect`: verdicts on the faces of pictures."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lensborn.detector import Detection
+
+PIPE_WIDTH = 160  # columns of the table where it goes to a file or a pipe
+
+
+def detect(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures, and folders of pictures.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file, one line each.")] = False,
+    model: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="The model; without it, the one shipped.")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of photographs that may be flagged, in (0, 1); without it, the model's own."
+        ),
+    ] = None,
+) -> None:
+    """Find the faces of pictures and tell which do not look photographed.
+
+    Exit status: 0 all files were read, 1 some could not be, 2 wrong usage. A verdict is no proof.
+
+    Examples: lensborn detect examples/
+
+    lensborn detect --json --alpha 0.01 portrait.jpg album/ > verdicts.jsonl
+    """
+    from lensborn.bundle import BundleError  # noqa: PLC0415  (heavy; so --help stays quick)
+    from lensborn.detector import Detector  # noqa: PLC0415
+    from lensborn.photo import find_photos  # noqa: PLC0415
+
+    if alpha is not None and not 0 < alpha < 1:
+        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
+    files = list(find_photos(paths))
+    if not files:
+        raise typer.BadParameter("no pictures found there", param_hint="PATH...")
+    try:
+        detector = Detector.load(model, alpha)
+    except BundleError as error:
+        raise typer.BadParameter(str(error), param_hint="--model") from error
+    if detector.smallest_p > detector.info.alpha:
+        typer.echo(
+            f"warning: nothing can be flagged at alpha {detector.info.alpha:g}, as the smallest p-value that "
+            f"this model's calibration allows is {detector.smallest_p:.2g}",
+            err=True,
+        )
+    detections = _with_progress(
+        detector.detect_many(files), len(files), quiet=as_json and sys.stdout.isatty()
+    )
+    unreadable = _print_lines(detections) if as_json else _print_table(detections)
+    raise typer.Exit(1 if unreadable else 0)
+
+
+def _print_lines(detections: Iterable["Detection"]) -> int:
+    from lensborn.report import json_line  # noqa: PLC0415
+
+    unreadable = 0
+    for detection in detections:
+        print(json_line(detection.to_dict()), flush=True)
+        unreadable += detection.status == "unreadable"
+    return unreadable
+
+
+def _print_table(detections: Iterable["Detection"]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from lensborn.report import detection_table  # noqa: PLC0415
+
+    found = list(detections)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(detection_table(found))
+    info = found[0].model
+    console.print(
+        f"\nmodel {info.name}; flagged where at most {100 * info.alpha:g} % of calibration photographs look "
+        "as unusual.\nA verdict is a measured oddity, no proof.",
+        style="dim",
+        highlight=False,
+        markup=False,
+    )
+    return sum(detection.status == "unreadable" for detection in found)
+
+
+def _with_progress(detections: Iterator["Detection"], total: int, quiet: bool) -> Iterator["Detection"]:
+    """Pass on, with a bar on standard error where that is a terminal."""
+    if quiet or total == 1 or not sys.stderr.isatty():
+        yield from detections
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        yield from progress.track(detections, total, description="detecting")

@@ -1,0 +1,1 @@
+"""Readers and writers of the layouts that people have on disk."""

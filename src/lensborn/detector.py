@@ -1,0 +1,441 @@
+"""The detector: faces of a picture -> features -> how unusual among photographs -> verdicts.
+
+The method is Zou et al., "Self-supervised learning for detecting AI-generated faces as anomalies" (2025),
+with split-conformal p-values in the place of a threshold. Higher score = more anomalous; generated is the
+positive class.
+"""
+
+import logging
+import os
+import platform
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+import lensborn
+from lensborn import defaults
+from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, write_bundle
+from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
+from lensborn.datasets.corpus import split_of
+from lensborn.density import Mixture, fit_mixture
+from lensborn.faces import Face, FaceFinder, crop_face, crop_square
+from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
+from lensborn.photo import UnreadableError, read_photo
+
+READ_AHEAD = (
+    2  # files decoded before their turn: a picture of 100 megapixels takes 300 MB while its faces are found
+)
+CAMERA_KEYS = ("make", "model", "f_number", "exposure_time_s", "focal_length_mm", "iso")
+HALVES = (("fit", 0.5), ("calibrate", 0.5))
+
+log = logging.getLogger(__name__)
+
+Status = Literal["ok", "no_face", "unreadable"]
+Verdict = Literal["photographic", "ai_generated", "unsure"]
+Camera = dict[str, str | float | None]
+
+
+@dataclass(frozen=True)
+class KnownGenerator:
+    """The supervised channel of bundles that have one: resemblance to generators seen in training."""
+
+    score: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class FaceVerdict:
+    """One face. `box`: x, y, w, h in pixels of the upright picture. `score`: higher = more anomalous.
+
+    `p_value`: in (0, 1], the share of calibration photographs that look at least this unusual. `reasons`:
+    sentences for people.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    p_value: float
+    known_generator: KnownGenerator | None
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What judged. `sha256`: of the bundle's manifest, None before saving. `alpha`: promised false alarms."""
+
+    name: str
+    sha256: str | None
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One file. `width`, `height`: pixels, None where unreadable. `faces`: largest first.
+
+    `camera`: the six `CAMERA_KEYS`, None where absent. `error`: the reason where `status` is "unreadable".
+    """
+
+    path: str
+    status: Status
+    error: str | None
+    width: int | None
+    height: int | None
+    camera: Camera
+    faces: tuple[FaceVerdict, ...]
+    model: ModelInfo
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of the command line's contract (docs/cli.md)."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PhotoFaces:
+    """The faces of one file, ready for the encoder; the picture itself is let go.
+
+    `sides`: side of each crop in pixels of the picture. `crops`: (N, S, S, 3) uint8 RGB. `error`: why the
+    file could not be read, else None.
+    """
+
+    path: str
+    width: int | None
+    height: int | None
+    camera: Camera
+    faces: tuple[Face, ...]
+    sides: tuple[float, ...]
+    crops: npt.NDArray[np.uint8]
+    error: str | None = None
+
+
+def read_faces(paths: Iterable[str | Path], preprocessing: Preprocessing) -> Iterator[PhotoFaces]:
+    """Decode files and cut their faces, in order; a thread reads ahead by `READ_AHEAD` files.
+
+    A file that cannot be read is yielded with its `error`; it never stops the others.
+    """
+    finder = FaceFinder()
+    waiting: deque[Future[PhotoFaces]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for path in paths:
+            waiting.append(pool.submit(_read_one, path, finder, preprocessing))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class Detector:
+    """A bundle at work: detect, score, fit, save. Not for several threads at once; load one for each."""
+
+    def __init__(
+        self,
+        encoder: EncoderExport,
+        *,
+        mixture: Mixture,
+        conformal: Conformal,
+        manifest: Mapping[str, Any],
+        card: str,
+        info: ModelInfo,
+    ) -> None:
+        """Put the parts together; use `load` or `fit`.
+
+        Raises BundleError where they do not fit each other, ValueError for an alpha outside (0, 1).
+        """
+        if not 0 < info.alpha < 1:
+            raise ValueError(f"alpha must lie between 0 and 1, as 0.05 does, not {info.alpha:g}")
+        self.encoder_export = encoder
+        self.preprocessing = encoder.preprocessing
+        self.encoder = Encoder(encoder.xml)
+        declared = (self.preprocessing.size, encoder.feature_dim)
+        if (self.encoder.size, self.encoder.feature_dim) != declared:
+            raise BundleError(
+                f"the encoder has not the declared input and feature size {declared}: export it again"
+            )
+        self.mixture = mixture
+        self.conformal = conformal
+        self.manifest = manifest
+        self.card = card
+        self.info = info
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, alpha: float | None = None) -> "Detector":
+        """Load a bundle (None: the one shipped), to flag a share `alpha` of photographs (None: its own).
+
+        Raises BundleError, naming the remedy, for a bundle that is missing or damaged; ValueError for an
+        `alpha` outside (0, 1).
+        """
+        if path is None and not SHIPPED.exists():
+            raise BundleError(
+                "this installation has no model: name a bundle with --model, or make one with `lensborn fit`"
+            )
+        bundle = read_bundle(SHIPPED if path is None else path)
+        info = ModelInfo(
+            bundle.name, bundle.sha256, bundle.manifest["calibration"]["alpha"] if alpha is None else alpha
+        )
+        card = (bundle.path / CARD).read_text("utf-8")
+        return cls(
+            bundle_encoder(bundle),
+            mixture=bundle.mixture,
+            conformal=bundle.conformal,
+            manifest=bundle.manifest,
+            card=card,
+            info=info,
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        features: npt.NDArray[np.float32],
+        groups: Sequence[str],
+        encoder: EncoderExport,
+        *,
+        name: str,
+        population: str,
+        licence: str = "unspecified",
+        alpha: float = defaults.ALPHA,
+        n_components: int | Sequence[int] = defaults.N_COMPONENTS,
+        covariance: Literal["full", "tied", "diag"] = "full",
+        n_dims: int | None = None,
+        shrinkage: float = 0.0,
+        l2_normalise: bool = False,
+        seed: int = defaults.SEED,
+    ) -> "Detector":
+        """Fit the mixture on one half of photographs' `features` (N, D), calibrate on the other.
+
+        `groups` (N,): what must stay together (photograph, album, source); its hash decides the half.
+        `population`: in words, the photographs for which the false-alarm rate holds. The other settings are
+        those of `density.fit_mixture`. Raises ValueError, naming the remedy, for too few faces.
+        """
+        for_fit = np.array([half_of(group) == "fit" for group in groups], dtype=bool)
+        components = [n_components] if isinstance(n_components, int) else list(n_components)
+        _check_numbers(int(for_fit.sum()), int((~for_fit).sum()), max(components), alpha)
+        group_array = np.asarray(groups)
+        mixture = fit_mixture(
+            features[for_fit],
+            n_components=n_components,
+            covariance=covariance,
+            n_dims=n_dims,
+            shrinkage=shrinkage,
+            l2_normalise=l2_normalise,
+            seed=seed,
+            groups=group_array[for_fit],
+        )
+        scores = mixture.score(features)
+        conformal = Conformal.fit(scores[~for_fit])
+        manifest: dict[str, Any] = {
+            "name": name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "licence": licence,
+            "preprocessing": encoder.preprocessing.to_json(),
+            "encoder": {"backbone": encoder.backbone, "feature_dim": encoder.feature_dim},
+            "calibration": {"n": len(conformal.scores), "alpha": alpha, "population": population},
+            "training": {
+                **encoder.training,
+                "density": {"population": population, "faces": int(for_fit.sum()), "seed": seed},
+            },
+            "measured": false_alarms(scores, groups, alpha),
+            "versions": {
+                "lensborn": lensborn.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        return cls(
+            encoder,
+            mixture=mixture,
+            conformal=conformal,
+            manifest=manifest,
+            card=_card(manifest),
+            info=ModelInfo(name, None, alpha),
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Bundle:
+        """Write the bundle, a folder of plain files, at `path`.
+
+        Raises BundleError where something is there already and `overwrite` is not set.
+        """
+        return write_bundle(
+            path,
+            encoder_files=self.encoder_export.files,
+            mixture=self.mixture,
+            conformal=self.conformal,
+            manifest=self.manifest,
+            card=self.card,
+            overwrite=overwrite,
+        )
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that the number of calibration photographs allows, 1 / (n + 1)."""
+        return 1 / (len(self.conformal.scores) + 1)
+
+    def detect(self, path: str | Path) -> Detection:
+        """Judge every face of one file; a file that cannot be read gives the status "unreadable"."""
+        return next(self.detect_many([path]))
+
+    def detect_many(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
+        """Judge files in order, reading ahead while the encoder runs; a bad file never stops the others."""
+        for photo in read_faces(paths, self.preprocessing):
+            yield self._judge(photo)
+
+    def score(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Anomaly scores (N,) of face crops (N, S, S, 3) uint8 RGB, cut by `faces.crop_face`.
+
+        Raises ValueError for another shape or type.
+        """
+        scores = self.mixture.score(self.encoder.encode(crops))
+        if not np.isfinite(scores).all():
+            raise ArithmeticError("the model gave a score that is not a finite number")
+        return scores
+
+    def _judge(self, photo: PhotoFaces) -> Detection:
+        error = photo.error
+        faces: tuple[FaceVerdict, ...] = ()
+        if error is None:
+            try:
+                scores = self.score(photo.crops)
+                p_values = self.conformal.p_values(scores)
+                faces = tuple(
+                    map(self._verdict, photo.faces, photo.sides, scores.tolist(), p_values.tolist())
+                )
+            except Exception as unexpected:
+                error = _reason(photo.path, unexpected)
+        status: Status = "unreadable" if error is not None else "ok" if faces else "no_face"
+        return Detection(photo.path, status, error, photo.width, photo.height, photo.camera, faces, self.info)
+
+    def _verdict(self, face: Face, side: float, score: float, p_value: float) -> FaceVerdict:
+        verdict, reasons = judge(p_value, side, self.info.alpha)
+        x, y, w, h = (round(float(value), 2) for value in face.box)
+        return FaceVerdict((x, y, w, h), score, p_value, None, verdict, reasons)
+
+
+def judge(p_value: float, side: float, alpha: float) -> tuple[Verdict, tuple[str, ...]]:
+    """Verdict and reasons for a face whose crop has `side` pixels in the picture."""
+    share = f"{_percent(p_value)} of calibration photographs"
+    if side < defaults.MIN_CROP_PX:
+        small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
+        return "unsure", (small,)
+    if p_value <= alpha:
+        return "ai_generated", (f"no more than {share} look this unusual",)
+    return "photographic", (f"within the range of photographs: {share} look at least this unusual",)
+
+
+def half_of(group: str) -> str:
+    """ "fit" or "calibrate", by a hash of the group that is independent of the splits of a corpus."""
+    return split_of(f"density/{group}", HALVES)
+
+
+def false_alarms(
+    scores: npt.NDArray[np.float64], groups: Sequence[str], alpha: float
+) -> list[dict[str, Any]]:
+    """Share of photographs flagged at `alpha`, with 95 % intervals (Clopper-Pearson), a row a set.
+
+    The half that was fitted looks better than new photographs will. The calibration half gives `alpha` by
+    construction, so it is also cut in two by group, each part judged by the other: the honest row.
+    """
+    for_fit = np.array([half_of(group) == "fit" for group in groups], dtype=bool)
+    part = np.array([split_of(f"check/{group}", HALVES) == "fit" for group in groups], dtype=bool)
+    calibration = scores[~for_fit]
+    rows = [
+        _alarm_row("fitted half (seen by the mixture)", scores[for_fit], calibration, alpha),
+        _alarm_row("calibration half (by construction)", calibration, calibration, alpha),
+    ]
+    one, other = scores[~for_fit & part], scores[~for_fit & ~part]
+    if len(one) and len(other):
+        flagged = _flagged(one, other, alpha) + _flagged(other, one, alpha)
+        rows.append(_row("calibration half, each part judged by the other", flagged, len(calibration), alpha))
+    return rows
+
+
+def _alarm_row(
+    name: str, scores: npt.NDArray[np.float64], calibration: npt.NDArray[np.float64], alpha: float
+) -> dict[str, Any]:
+    return _row(name, _flagged(scores, calibration, alpha), len(scores), alpha)
+
+
+def _flagged(scores: npt.NDArray[np.float64], calibration: npt.NDArray[np.float64], alpha: float) -> int:
+    return int((Conformal.fit(calibration).p_values(scores) <= alpha).sum())
+
+
+def _row(name: str, flagged: int, faces: int, alpha: float) -> dict[str, Any]:
+    low, high = clopper_pearson(flagged, faces)
+    return {
+        "set": name,
+        "faces": faces,
+        "alpha": alpha,
+        "flagged": flagged,
+        "share": round(flagged / faces, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+    }
+
+
+def _check_numbers(n_fit: int, n_calibrate: int, components: int, alpha: float) -> None:
+    least_fit, least_calibrate = 10 * components, minimum_scores(alpha)
+    if n_fit < least_fit or n_calibrate < least_calibrate:
+        raise ValueError(
+            f"too few photographs: {n_fit} faces to fit and {n_calibrate} to calibrate, but {components} "
+            f"components need {least_fit} and alpha {alpha:g} needs {least_calibrate}: add photographs, take "
+            "fewer components or a larger alpha"
+        )
+
+
+def _read_one(path: str | Path, finder: FaceFinder, preprocessing: Preprocessing) -> PhotoFaces:
+    name, size = os.fspath(path), preprocessing.size
+    try:
+        photo = read_photo(path)
+        faces = tuple(finder.find(photo.pixels))
+        crops = np.zeros((len(faces), size, size, 3), dtype=np.uint8)
+        for crop, face in zip(crops, faces, strict=True):
+            crop[...] = crop_face(photo.pixels, face.box, size, preprocessing.crop_scale)
+        sides = tuple(
+            crop_square(face.box, photo.width, photo.height, preprocessing.crop_scale)[2] for face in faces
+        )
+        camera: Camera = {key: getattr(photo.camera, key) for key in CAMERA_KEYS}
+        return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops)
+    except Exception as error:
+        nothing = np.zeros((0, size, size, 3), dtype=np.uint8)
+        return PhotoFaces(name, None, None, dict.fromkeys(CAMERA_KEYS), (), (), nothing, _reason(name, error))
+
+
+def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, UnreadableError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory for this picture: make it smaller"
+    log.debug("unexpected error in %r", path, exc_info=error)
+    return f"unexpected {type(error).__name__}: please report the file"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def _card(manifest: Mapping[str, Any]) -> str:
+    calibration, density = manifest["calibration"], manifest["training"]["density"]
+    rows = "\n".join(
+        f"| {row['set']} | {row['faces']} | "
+        f"{100 * row['share']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f}) |"
+        for row in manifest["measured"]
+    )
+    return f"""# {manifest["name"]}
+
+Tells how unusual a face is among photographs of one population: {calibration["population"]}.
+Encoder: {manifest["encoder"]["backbone"]}, {manifest["encoder"]["feature_dim"]} features. Mixture fitted on
+{density["faces"]} faces, calibrated on {calibration["n"]} others. Licence: {manifest["licence"]}.
+
+Photographs flagged at alpha = {calibration["alpha"]:g}, with 95 % intervals:
+
+| set | faces | flagged |
+| --- | --- | --- |
+{rows}
+
+The false-alarm rate holds for photographs like these, and for no others. How many generated faces it finds
+was not measured here. A verdict is no proof: do not decide about a person by it alone.
+"""

@@ -1,0 +1,422 @@
+"""Decode one photograph safely, and read what its EXIF says of the camera.
+
+Only the decoders named here are reached, whatever else Pillow has; sizes are checked before anything is
+allocated; a picture that does not decode to its last row is refused. Pixels are as stored: no colour profile
+is applied, since every conversion wears off the camera's trace. Of EXIF, only the fields of `CameraSettings`
+are kept; positions (GPS) are not among them. Tags: CIPA DC-008 (Exif 2.3), section 4.6; APEX: its annex C.
+"""
+
+import io
+import math
+import mmap
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, BinaryIO, SupportsFloat
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from lensborn import defaults
+
+PHOTO_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif")
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+# What a camera can plausibly have been set to; a value outside is taken for a writer's error.
+F_NUMBERS = (0.5, 512.0)  # pinholes included
+EXPOSURE_TIMES_S = (1e-6, 86_400.0)
+FOCAL_LENGTHS_MM = (0.5, 6_000.0)
+ISOS = (1.0, 10_000_000.0)
+MAX_TEXT = 64  # characters kept of make, model and software
+_FOLDER = "a folder, not a file: rename it, or give the files in it"
+_MAX_EXIF_BYTES = 2**16  # what one JPEG segment holds; overlapping entries cost its square in memory
+
+_EXIF_IFD = 0x8769
+_SUB_IFDS = (0x8769, 0x8825, 0xA005)  # Exif, GPS, interoperability: Pillow reads them with a TIFF
+_TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableError(ValueError):
+    """A file that is no picture this package reads; the message says the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class CameraSettings:
+    """What EXIF says of the camera; None where it says nothing, or nothing plausible.
+
+    The codes of metering mode, white balance, exposure program and flash are those of Exif, 0 to 255.
+    """
+
+    make: str | None = None
+    model: str | None = None
+    software: str | None = None
+    f_number: float | None = None
+    exposure_time_s: float | None = None
+    focal_length_mm: float | None = None
+    iso: float | None = None
+    metering_mode: int | None = None
+    white_balance: int | None = None
+    exposure_program: int | None = None
+    flash: int | None = None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photograph.
+
+    `pixels`: (H, W, 3) uint8 RGB, upright, read-only; `format`: JPEG, PNG, WEBP, TIFF or HEIF.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    camera: CameraSettings
+    format: str
+
+    @property
+    def width(self) -> int:
+        """Width in pixels, upright."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Height in pixels, upright."""
+        return int(self.pixels.shape[0])
+
+
+def read_photo(path: str | Path, *, max_pixels: int = defaults.MAX_PIXELS) -> Photo:
+    """Read a photograph; of several frames or pages, the first.
+
+    Transparency is laid on white; 16-bit samples are scaled to 8. Raises UnreadableError for everything that
+    is not a whole picture of a known format, of at most `max_pixels` pixels and `defaults.MAX_FILE_BYTES`.
+    """
+    with open_regular(path) as file:
+        name, decoder = _decoder(file)
+        try:
+            if name == "WEBP":  # its decoder allocates the canvas on opening
+                _check_size(_webp_size(file), max_pixels)
+            elif name == "TIFF":
+                _check_tiff(file)
+            image = decoder(file)
+            _check_size(image.size, max_pixels)
+            if name == "JPEG":
+                _check_jpeg_end(file)
+            image.load()
+            exif = _exif(image)
+            camera = camera_settings(exif)
+            rgb = _upright(_rgb(image), exif)
+            return Photo(np.asarray(rgb), camera, name)
+        except UnreadableError:
+            raise
+        except Exception as error:  # a decoder fed with a hostile file may raise anything
+            raise UnreadableError(
+                f"the {name} picture is truncated or damaged: fetch the file again"
+            ) from error
+
+
+def find_photos(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the photographs below `paths`, in order: files as given, folders recursively, sorted by name.
+
+    Inside folders, files are chosen by suffix (`PHOTO_SUFFIXES`, any case), and links to folders are not
+    followed. A folder named like a photograph, or one that may not be listed, is yielded too: reading it then
+    says what is wrong.
+    """
+    for path in paths:
+        if path.is_dir() and path.suffix.lower() not in PHOTO_SUFFIXES:
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def camera_settings(exif: Image.Exif) -> CameraSettings:
+    """Read the camera's settings from EXIF, in any of their spellings; never raises, whatever the values."""
+    tags = _merged(exif)
+
+    def first(bounds: tuple[float, float], *values: float | None) -> float | None:
+        return next((v for v in values if v is not None and bounds[0] <= v <= bounds[1]), None)
+
+    return CameraSettings(
+        make=_text(tags.get(0x010F)),
+        model=_text(tags.get(0x0110)),
+        software=_text(tags.get(0x0131)),
+        f_number=first(
+            F_NUMBERS,
+            _number(tags.get(0x829D)),  # FNumber
+            _power_of_two(_number(tags.get(0x9202)), 0.5),  # ApertureValue: N = 2 ** (A / 2)
+        ),
+        exposure_time_s=first(
+            EXPOSURE_TIMES_S,
+            _number(tags.get(0x829A)),  # ExposureTime
+            _power_of_two(_number(tags.get(0x9201)), -1.0),  # ShutterSpeedValue: t = 2 ** -S
+        ),
+        focal_length_mm=first(FOCAL_LENGTHS_MM, _number(tags.get(0x920A))),
+        iso=first(
+            ISOS,
+            *_iso(tags.get(0x8827)),  # PhotographicSensitivity, once ISOSpeedRatings
+            *(_number(tags.get(tag)) for tag in (0x8831, 0x8832, 0x8833)),  # StandardOutput, REI, ISOSpeed
+        ),
+        metering_mode=_code(tags.get(0x9207)),
+        white_balance=_code(tags.get(0xA403)),
+        exposure_program=_code(tags.get(0x8822)),
+        flash=_code(tags.get(0x9209)),
+    )
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a file for reading; raises UnreadableError unless it is a regular, bounded, non-empty one."""
+    try:
+        # Non-blocking, for a pipe would wait for a writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise UnreadableError(_refusal(error)) from error
+    if reason := _unfit(os.fstat(descriptor)):
+        os.close(descriptor)
+        raise UnreadableError(reason)
+    return os.fdopen(descriptor, "rb")
+
+
+def _unfit(status: os.stat_result) -> str | None:
+    if stat.S_ISDIR(status.st_mode):
+        return _FOLDER
+    if not stat.S_ISREG(status.st_mode):
+        return "a pipe or device, not a file: save the picture to a file first"
+    if status.st_size == 0:
+        return "the file is empty: fetch it again"
+    if status.st_size > defaults.MAX_FILE_BYTES:
+        return f"the file has more than {defaults.MAX_FILE_BYTES:,} bytes: save a smaller one"
+    return None
+
+
+def _refusal(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "no such file: check the path"
+        case PermissionError():
+            return "no permission to read the file: grant it, or run as its owner"
+        case IsADirectoryError():
+            return _FOLDER
+        case _:
+            return "the file cannot be opened: check the path and the disk"
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
+        if entry.suffix.lower() in PHOTO_SUFFIXES:
+            yield entry
+        elif not entry.is_symlink() and entry.is_dir():
+            yield from _walk(entry)
+
+
+# --- pixels -------------------------------------------------------------------------------------------
+
+
+class _Jpeg(JpegImageFile):
+    """Pillow's JPEG decoder, but EXIF is not parsed on opening, before its length could be checked."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+def _decoder(file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Image.Image]]:
+    """Choose the decoder by the file's first bytes; its name does not count."""
+    head = file.read(32)
+    file.seek(0)
+    if head[:3] == b"\xff\xd8\xff":
+        return "JPEG", _Jpeg
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG", PngImageFile
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP", WebPImageFile
+    if head[:4] in (b"II*\0", b"MM\0*"):  # not BigTIFF, which is for files beyond the size allowed
+        return "TIFF", TiffImageFile
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        try:
+            from pillow_heif import HeifImageFile  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise UnreadableError("HEIC needs an extra package: pip install 'lensborn[heic]'") from error
+        return "HEIF", HeifImageFile
+    raise UnreadableError("not a JPEG, PNG, WebP, TIFF or HEIC picture: convert it to one of these")
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise UnreadableError(
+            f"{width} x {height} pixels are more than the {max_pixels:,} allowed: save a smaller copy"
+        )
+
+
+def _webp_size(file: BinaryIO) -> tuple[int, int]:
+    """Read width and height from the first chunk of a WebP file (RFC 9649); leaves the file at its start."""
+    head = file.read(30).ljust(30, b"\0")
+    file.seek(0)
+    match head[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case _:
+            width, height = struct.unpack("<HH", head[26:30])
+            return width & 0x3FFF, height & 0x3FFF
+
+
+def _check_jpeg_end(file: BinaryIO) -> None:
+    """Refuse a JPEG without an end marker after the start of its scan, where opening leaves the file.
+
+    The rest of a broken transfer is often zeros, which decode to a plain area without complaint.
+    """
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.rfind(b"\xff\xd9", file.tell()) < 0:
+            raise ValueError("no end marker")
+
+
+def _check_tiff(file: BinaryIO) -> None:
+    """Refuse a TIFF whose entries claim more bytes than the file has: Pillow would read each into memory."""
+    order = "<" if file.read(2) == b"II" else ">"
+    file.seek(4)
+    (offset,) = struct.unpack(order + "I", file.read(4))
+    for below in _check_ifd(file, order, offset):
+        for lowest in _check_ifd(file, order, below):
+            _check_ifd(file, order, lowest)
+    file.seek(0)
+
+
+def _check_ifd(file: BinaryIO, order: str, offset: int) -> list[int]:
+    """Check one directory of a TIFF; returns the offsets of those below it that Pillow reads."""
+    file_bytes = file.seek(0, os.SEEK_END)
+    file.seek(offset)
+    (count,) = struct.unpack(order + "H", file.read(2))
+    entries = list(struct.iter_unpack(order + "HHII", file.read(12 * count)))
+    if sum(_TIFF_TYPE_BYTES.get(kind, 0) * number for _, kind, number, _ in entries) > file_bytes:
+        raise ValueError("entries overlap")
+    return list({tag: value for tag, _, _, value in entries if tag in _SUB_IFDS}.values())
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        scaled = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F", "LAB", "HSV"):
+        raise UnreadableError(f"samples of mode {image.mode} are not read: save it as 8-bit RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    with suppress(Exception):  # damaged EXIF is as none
+        as_bytes = len(image.info.get("exif") or b"")
+        as_text = len(image.info.get("Raw profile type exif") or "") // 2  # two digits a byte, in PNG
+        if max(as_bytes, as_text) <= _MAX_EXIF_BYTES:
+            return image.getexif()
+    return Image.Exif()
+
+
+def _upright(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    turn = _UPRIGHT.get(_code(exif.get(_ORIENTATION)) or 1)
+    return image if turn is None else image.transpose(turn)
+
+
+# --- tags ---------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(
+    r"(?:f/?|iso)?\s*([+-]?[0-9]+(?:[.,][0-9]+)?(?:e[+-]?[0-9]{1,2})?)"  # f/2.8, ISO 400, 2,8, 1e-3
+    r"(?:\s*/\s*([0-9]+(?:\.[0-9]+)?))?"  # 1/60
+    r"\s*(?:mm|s|sec)?\.?",  # 50 mm, 1/60 s
+    re.IGNORECASE,
+)
+
+
+def _merged(exif: Image.Exif) -> dict[int, Any]:
+    """Tags of IFD0 and of the Exif IFD, which wins: some writers put the settings in IFD0."""
+    tags: dict[int, Any] = {}
+    for tag in list(exif):
+        with suppress(Exception):  # Pillow parses on access, and a damaged tag may raise anything
+            tags[tag] = exif[tag]
+    with suppress(Exception):
+        tags |= exif.get_ifd(_EXIF_IFD)
+    return tags
+
+
+def _number(value: object) -> float | None:
+    """Read a finite number out of whatever a writer put there; None where there is none."""
+    for _ in range(2):  # a list of one rational is nested twice at most
+        if not (isinstance(value, tuple | list) and value):
+            break
+        if len(value) == 2 and type(value[0]) is type(value[1]) is int:  # a rational, as some spell it
+            return _ratio(*value)
+        value = value[0]
+    if isinstance(value, bytes):
+        value = value[:MAX_TEXT].decode("latin-1")
+    if isinstance(value, str):
+        found = _NUMBER.fullmatch(value[:MAX_TEXT].strip("\0 \t\r\n"))
+        return _ratio(float(found[1].replace(",", ".")), float(found[2] or 1)) if found else None
+    return _ratio(value, 1) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def _ratio(above: SupportsFloat, below: SupportsFloat) -> float | None:
+    try:
+        number = float(above) / float(below)
+    except (ArithmeticError, ValueError, TypeError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _power_of_two(exponent: float | None, factor: float) -> float | None:
+    if exponent is None or abs(exponent) > 64:
+        return None
+    return float(2.0 ** (exponent * factor))
+
+
+def _iso(value: object) -> list[float | None]:
+    """Every number of a sensitivity tag; 65535 stands for "see the other tags"."""
+    values = value[:4] if isinstance(value, tuple | list) else [value]
+    return [number for number in map(_number, values) if number != 65_535]
+
+
+def _code(value: object) -> int | None:
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    return value if type(value) is int and 0 <= value <= 255 else None
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        value = value[: 4 * MAX_TEXT].decode("utf-8", "ignore")
+    if not isinstance(value, str):
+        return None
+    seen = "".join(c if c.isprintable() else " " for c in value[: 4 * MAX_TEXT].split("\0", 1)[0])
+    return " ".join(seen.split())[:MAX_TEXT].strip() or None

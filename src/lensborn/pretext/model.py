@@ -1,0 +1,55 @@
+"""The encoder and its five heads (Zou et al. 2025, section 3): four tag scores and one manipulation logit."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lensborn import defaults
+from lensborn.datasets.corpus import TAGS
+from lensborn.pretext.backbones import BACKBONES
+
+
+class Encoder(nn.Module):
+    """Face crops (N, 3, S, S), RGB in 0..255, to features (N, 768): normalisation, backbone, projection."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: str = "resnet50", feature_dim: int = defaults.FEATURE_DIM) -> None:
+        super().__init__()
+        spec = BACKBONES[backbone]
+        self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        self.backbone = spec.build()
+        self.projection = nn.Linear(int(self.backbone.width), feature_dim)  # type: ignore[arg-type]
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """See the class."""
+        features: Tensor = self.projection(self.backbone((crops - self.mean) / self.std))
+        return features
+
+
+@dataclass(frozen=True)
+class PretextOutput:
+    """`features` (N, D), `scores` (N, 4) in the order of `TAGS`, `logits` (N,): manipulated is positive."""
+
+    features: Tensor
+    scores: Tensor
+    logits: Tensor
+
+
+class PretextModel(nn.Module):
+    """Encoder and linear heads; the heads run in float32 whatever the encoder runs in."""
+
+    def __init__(self, backbone: str = "resnet50", feature_dim: int = defaults.FEATURE_DIM) -> None:
+        super().__init__()
+        self.encoder = Encoder(backbone, feature_dim)
+        self.rank = nn.Linear(feature_dim, len(TAGS))
+        self.manipulation = nn.Linear(feature_dim, 1)
+
+    def forward(self, crops: Tensor) -> PretextOutput:
+        """Crops (N, 3, S, S) in 0..255."""
+        features = self.encoder(crops).float()
+        with torch.autocast(crops.device.type, enabled=False):
+            return PretextOutput(features, self.rank(features), self.manipulation(features)[:, 0])

@@ -1,0 +1,95 @@
+"""What several test files need: the example pictures, and a tiny bundle of real parts that is made once."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import settings
+
+from lensborn.bundle import Bundle
+from lensborn.detector import Detector
+from lensborn.faces import FaceFinder, crop_face
+from lensborn.features import Encoder, EncoderExport, Preprocessing, read_encoder
+from lensborn.photo import read_photo
+
+# A busy machine is no bug: time is measured in benchmarks/, not here.
+settings.register_profile("lensborn", deadline=None)
+settings.load_profile("lensborn")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = Preprocessing(size=32)
+TINY_DIM = 8
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The folder of pictures that the project ships: three portraits and a large group."""
+    return EXAMPLES
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of random weights, as `lensborn pretrain` exports one."""
+    folder = tmp_path_factory.mktemp("run") / "export"
+    write_tiny_encoder(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example_crops() -> npt.NDArray[np.uint8]:
+    """Crops (240, 32, 32, 3): six faces of the examples, forty times each, box and brightness varied."""
+    rng, finder, crops = np.random.default_rng(0), FaceFinder(), []
+    for path in sorted(EXAMPLES.glob("*.jpg")):
+        pixels = read_photo(path).pixels
+        for face in finder.find(pixels)[:3]:
+            for _ in range(40):
+                x, y, w, h = np.array(face.box) + rng.normal(0, 0.08, 4) * face.box[2]
+                crop = crop_face(pixels, (x, y, max(w, 8), max(h, 8)), TINY.size)
+                crops.append(np.clip(crop * rng.uniform(0.7, 1.3), 0, 255).astype(np.uint8))
+    return np.stack(crops)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_export: Path, example_crops: npt.NDArray[np.uint8]
+) -> Bundle:
+    """A bundle fitted to `example_crops`, in which each crop is its own group."""
+    encoder = read_encoder(tiny_export)
+    features = Encoder(encoder.xml).encode(example_crops)
+    groups = [str(number) for number in range(len(features))]
+    detector = Detector.fit(
+        features, groups, encoder, name="tiny", population="the examples", licence="CC0-1.0", n_components=2
+    )
+    return detector.save(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def detector(tiny_bundle: Bundle) -> Iterator[Detector]:
+    """The tiny bundle, loaded."""
+    yield Detector.load(tiny_bundle.path)
+
+
+def write_tiny_encoder(folder: Path, seed: int) -> EncoderExport:
+    """Write an OpenVINO graph (convolution, ReLU, average, linear) with its preprocessing, as an export."""
+    import openvino
+    from openvino import opset13 as ops
+
+    rng = np.random.default_rng(seed)
+    crops = ops.parameter([-1, 3, TINY.size, TINY.size], np.float32, name="crops")
+    mean = (255 * np.array(TINY.mean, np.float32)).reshape(1, 3, 1, 1)
+    std = (255 * np.array(TINY.std, np.float32)).reshape(1, 3, 1, 1)
+    normalised = ops.divide(ops.subtract(crops, mean), std)
+    kernel = rng.normal(0, 0.2, (16, 3, 5, 5)).astype(np.float32)
+    maps = ops.relu(ops.convolution(normalised, kernel, [2, 2], [0, 0], [0, 0], [1, 1]))
+    pooled = ops.reduce_mean(maps, np.array([2, 3]), keep_dims=False)
+    feature = ops.matmul(pooled, rng.normal(0, 1, (TINY_DIM, 16)).astype(np.float32), False, True)
+    feature.output(0).get_tensor().set_names({"feature"})
+    folder.mkdir(parents=True)
+    model = openvino.Model([feature], [crops], "tiny")
+    openvino.save_model(model, folder / "encoder.xml", compress_to_fp16=False)
+    settings = {**TINY.to_json(), "backbone": "tiny", "feature_dim": TINY_DIM}
+    (folder / "preprocessing.json").write_text(json.dumps(settings), "utf-8")
+    return read_encoder(folder)

@@ -1,0 +1,368 @@
+import copy
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from lensborn import bundle as module
+from lensborn.bundle import Bundle, BundleError, read_bundle, write_bundle
+from lensborn.calibration import Conformal
+from lensborn.density import fit_mixture
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal(size=(200, 4))
+MIXTURE = fit_mixture(FEATURES, n_components=2, n_dims=3)
+CONFORMAL = Conformal.fit(MIXTURE.score(RNG.normal(size=(50, 4))))
+ENCODER: dict[str, Path | bytes] = {"encoder.xml": b"<net/>", "encoder.bin": b"\x00\x01"}
+MANIFEST: dict[str, Any] = {
+    "name": "trial-1",
+    "created": "2025-01-01",
+    "licence": "Apache-2.0",
+    "preprocessing": {
+        "crop_scale": 1.3,
+        "size": 224,
+        "resample": "pillow-bicubic-antialias",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+    "encoder": {"backbone": "resnet50", "feature_dim": 4},
+    "calibration": {"alpha": 0.05, "population": "portraits, Zürich"},
+    "training": {"epochs": 3},
+    "measured": [{"set": "held out", "auc": 0.5}],
+    "versions": {"numpy": "2"},
+}
+
+
+def write(path: Path, **options: Any) -> Bundle:
+    return write_bundle(
+        path,
+        **{
+            "encoder_files": ENCODER,
+            "mixture": MIXTURE,
+            "conformal": CONFORMAL,
+            "manifest": MANIFEST,
+            "card": "# Trial\n",
+            **options,
+        },
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def replace(folder: Path, name: str, data: bytes) -> None:
+    """Change a file and its hash in bundle.json, as a forger would."""
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / "bundle.json").read_bytes())
+    manifest["files"][name] = hashlib.sha256(data).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "b").path
+
+
+def test_what_was_written_is_read(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    assert bundle.name == "trial-1"
+    assert bundle.encoder_xml.read_bytes() == b"<net/>"
+    assert (bundle.mixture.score(FEATURES) == MIXTURE.score(FEATURES)).all()
+    assert (bundle.conformal.scores == CONFORMAL.scores).all()
+    assert bundle.sha256 == hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
+    assert (folder / "CARD.md").read_text() == "# Trial\n"
+    assert bundle.manifest["encoder"]["files"] == ["encoder.bin", "encoder.xml"]
+    assert bundle.manifest["calibration"] == {"alpha": 0.05, "population": "portraits, Zürich", "n": 50}
+    assert bundle.manifest["density"] == MIXTURE.settings()
+    assert {key: bundle.manifest[key] for key in ("training", "measured")} == {
+        key: MANIFEST[key] for key in ("training", "measured")
+    }
+
+
+def test_every_other_file_is_pinned(folder: Path) -> None:
+    assert set(read_bundle(folder).manifest["files"]) == set(contents(folder)) - {"bundle.json"}
+
+
+def test_same_arguments_same_bytes(tmp_path: Path) -> None:
+    assert contents(write(tmp_path / "a").path) == contents(write(tmp_path / "b").path)
+
+
+def test_encoder_files_may_be_paths_and_the_manifest_that_of_another_bundle(folder: Path) -> None:
+    old = read_bundle(folder)
+    files = {name: folder / name for name in old.manifest["encoder"]["files"]}
+    assert contents(write(folder.parent / "c", encoder_files=files, manifest=old.manifest).path) == contents(
+        folder
+    )
+
+
+def test_unnamed_files_are_ignored(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    read_bundle(folder)
+
+
+def test_a_bundle_is_overwritten_only_when_allowed(folder: Path) -> None:
+    before = contents(folder)
+    with pytest.raises(BundleError, match="choose another folder, or allow"):
+        write(folder, card="new")
+    assert contents(folder) == before
+    write(folder, card="new", overwrite=True)
+    assert (folder / "CARD.md").read_text() == "new"
+    assert [file.name for file in folder.parent.iterdir()] == ["b"]
+
+
+def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "file").write_bytes(b"x")
+    for name in ("photos", "file"):
+        with pytest.raises(BundleError, match="no bundle"):
+            write(tmp_path / name, overwrite=True)
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"manifest": {**MANIFEST, "training": {"loss": float("nan")}}},
+        {"manifest": {**MANIFEST, "training": {"path": Path("x")}}},
+        {"manifest": {**MANIFEST, "name": ""}},
+        {"manifest": {key: value for key, value in MANIFEST.items() if key != "licence"}},
+        {"manifest": {**MANIFEST, "encoder": {"backbone": "resnet50", "feature_dim": 768}}},
+        {"manifest": {**MANIFEST, "encoder": None}},
+        {"encoder_files": {"encoder.bin": b""}},
+        {"encoder_files": {**ENCODER, "../up.bin": b""}},
+        {"encoder_files": {**ENCODER, "CARD.md": b""}},
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(BundleError):
+        write(tmp_path / "b", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_overwrite_leaves_the_old_bundle(folder: Path) -> None:
+    before = contents(folder)
+    with pytest.raises(BundleError):
+        write(folder, manifest={**MANIFEST, "encoder": {"backbone": "x", "feature_dim": 5}}, overwrite=True)
+    assert contents(folder) == before
+    assert [file.name for file in folder.parent.iterdir()] == ["b"]
+
+
+def test_a_failed_rename_puts_the_old_bundle_back(folder: Path) -> None:
+    before = contents(folder)
+    with pytest.raises(OSError):
+        module._put_in_place(folder.parent / "missing", folder)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["encoder.xml", "encoder.bin", "density.safetensors", "CARD.md"])
+def test_a_changed_or_missing_file_is_noticed(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BundleError, match=rf"{re.escape(name)} is not the file.*get an untouched copy"):
+        read_bundle(folder)
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"no file {re.escape(name)}"):
+        read_bundle(folder)
+
+
+def set_name(manifest: dict[str, Any], name: str) -> None:
+    manifest["files"][name] = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "..", ".", "", "/etc/passwd", "a/b", "a\\b", "C:x", "x\x00", "x\n", ".hidden", "é", "a" * 101],
+)
+def test_names_are_confined_to_the_folder(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    set_name(manifest, name)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="plain names, without folders"):
+        read_bundle(folder)
+
+
+def test_links_out_of_the_folder_are_refused(folder: Path) -> None:
+    for name in ("CARD.md", "bundle.json"):
+        outside = folder.parent / "outside"
+        shutil.move(folder / name, outside)
+        (folder / name).symlink_to(outside)
+        with pytest.raises(BundleError, match=f"{name} is a link that leads out"):
+            read_bundle(folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to(name)  # a circle
+        with pytest.raises(BundleError, match="cannot be read"):
+            read_bundle(folder)
+        (folder / name).unlink()
+        shutil.move(outside, folder / name)
+    read_bundle(folder)
+
+
+def test_pipes_folders_and_oversized_files_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "CARD.md").unlink()
+    os.mkfifo(folder / "CARD.md")
+    with pytest.raises(BundleError, match="not a plain file"):
+        read_bundle(folder)
+    (folder / "CARD.md").unlink()
+    (folder / "CARD.md").mkdir()
+    with pytest.raises(BundleError, match="not a plain file"):
+        read_bundle(folder)
+    (folder / "CARD.md").rmdir()
+    (folder / "CARD.md").write_bytes(bytes(2**21))
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 2**20)
+    with pytest.raises(BundleError, match="larger than 1 MiB"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_bytes(b"x")])
+def test_what_is_no_bundle_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(BundleError, match="give the folder"):
+        read_bundle(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff\xfe\xff",
+        b"[]",
+        b"null",
+        b"{",
+        b"[" * 200_000,
+        b'{"format": NaN}',
+        b'{"format": 1e999}',
+        b'{"format": ' + b"9" * 5000 + b"}",
+        b'{"name": "\\ud800"}',
+        b" " * (2**20 + 1),
+    ],
+)
+def test_text_that_is_no_manifest_is_refused(folder: Path, text: bytes) -> None:
+    (folder / "bundle.json").write_bytes(text)
+    with pytest.raises(BundleError, match="get an untouched copy"):
+        read_bundle(folder)
+
+
+def test_another_format_names_the_remedy(folder: Path) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(BundleError, match="install a newer lensborn"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("calibration.safetensors", {"scores": np.full(50, np.nan)}),
+        ("calibration.safetensors", {"scores": np.arange(50)[::-1].astype(float)}),
+        ("calibration.safetensors", {"scores": np.arange(49.0)}),
+        ("calibration.safetensors", {"scores": np.arange(50)}),
+        ("calibration.safetensors", {"other": np.arange(50.0)}),
+        ("density.safetensors", {}),
+        ("density.safetensors", {**MIXTURE.to_arrays(), "means": np.full((2, 3), np.nan)}),
+        ("density.safetensors", {**MIXTURE.to_arrays(), "means": np.zeros((3, 3))}),
+        ("density.safetensors", {**MIXTURE.to_arrays(), "offset": np.zeros(5)}),
+        ("density.safetensors", {**MIXTURE.to_arrays(), "extra": np.zeros(5)}),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(folder: Path, name: str, arrays: dict[str, Any]) -> None:
+    replace(folder, name, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}))
+    with pytest.raises(BundleError, match=re.escape(name)):
+        read_bundle(folder)
+
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["../x", "encoder.xml", "0" * 64, -1, 0, 1.5, 10**400, float("inf")]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+PLAIN = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to each value inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [found for key, item in inner for found in paths_of(item, (*path, key))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    path = write(tmp_path_factory.mktemp("whole") / "b").path
+    return path, contents(path)
+
+
+def read_or_refuse(path: Path, files: dict[str, bytes]) -> None:
+    """Read a changed bundle: it is whole, or BundleError; anything else fails the test. Then restore it."""
+    try:
+        loaded = read_bundle(path)
+        assert np.isfinite(loaded.mixture.score(FEATURES)).all()
+    except BundleError as error:
+        assert str(error)
+    finally:
+        for name, data in files.items():
+            (path / name).write_bytes(data)
+
+
+@PLAIN
+@given(st.data())
+def test_changed_manifests_raise_only_bundle_error(
+    whole: tuple[Path, dict[str, bytes]], data: st.DataObject
+) -> None:
+    path, files = whole
+    manifest = copy.deepcopy(json.loads(files["bundle.json"]))
+    for way in data.draw(st.lists(st.sampled_from(paths_of(manifest)), min_size=1, max_size=3)):
+        place = manifest
+        try:
+            for key in way[:-1]:
+                place = place[key]
+            if data.draw(st.booleans()):
+                place[way[-1]] = data.draw(VALUES)
+            else:
+                del place[way[-1]]
+        except (KeyError, IndexError, TypeError):  # an earlier change took this place away
+            continue
+    (path / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    read_or_refuse(path, files)
+
+
+@PLAIN
+@given(
+    st.sampled_from(["bundle.json", "density.safetensors", "calibration.safetensors"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
+    st.floats(0, 1),
+)
+def test_changed_bytes_raise_only_bundle_error(
+    whole: tuple[Path, dict[str, bytes]], name: str, changes: list[tuple[float, int]], cut: float
+) -> None:
+    """Single bytes changed and the end cut off, with the hash made right, so that the parsers see it."""
+    path, files = whole
+    data = bytearray(files[name])
+    for place, value in changes:
+        data[int(place * min(len(data), 600))] = value  # the head of a file is where its structure is
+    if cut < 0.2:
+        del data[int(cut * 5 * len(data)) :]
+    if name == "bundle.json":
+        (path / name).write_bytes(data)
+    else:
+        replace(path, name, bytes(data))
+    read_or_refuse(path, files)

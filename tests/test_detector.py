@@ -1,0 +1,154 @@
+"""Fit, save, load, score and verdicts of the detector, on a tiny bundle of real parts."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import TINY_DIM
+
+from lensborn import defaults
+from lensborn import detector as module
+from lensborn.bundle import Bundle, BundleError
+from lensborn.calibration import Conformal
+from lensborn.detector import Detector, ModelInfo, half_of, judge
+from lensborn.features import read_encoder
+
+
+def test_examples(detector: Detector, examples: Path) -> None:
+    paths = sorted(examples.glob("*.jpg"))
+    found = list(detector.detect_many(paths))
+    assert [detection.path for detection in found] == [str(path) for path in paths]
+    assert [detection.status for detection in found] == ["ok"] * 4
+    faces = {Path(detection.path).stem: detection.faces for detection in found}
+    assert [len(faces[name]) for name in sorted(faces) if name != "group-of-eight"] == [1, 1, 1]
+    assert 50 <= len(faces["group-of-eight"]) <= 66  # eight is the name only: some sixty people wave in it
+    areas = [face.box[2] * face.box[3] for face in faces["group-of-eight"]]
+    assert areas == sorted(areas, reverse=True)
+    portrait = found[-1]
+    assert (portrait.width, portrait.height) == (800, 800)
+    assert portrait.camera["model"] == "X-T10"
+    assert portrait.camera["f_number"] == pytest.approx(1.4)
+    assert portrait.camera["exposure_time_s"] == pytest.approx(1 / 4000)
+
+
+def test_detect_equals_the_parts(detector: Detector, examples: Path) -> None:
+    face = detector.detect(examples / "generated-man.jpg").faces[0]
+    (photo,) = module.read_faces([examples / "generated-man.jpg"], detector.preprocessing)
+    score = detector.score(photo.crops)
+    assert face.score == pytest.approx(score[0], rel=1e-6)
+    at_least = (detector.conformal.scores >= face.score).sum()
+    assert face.p_value == (1 + at_least) / (len(detector.conformal.scores) + 1)
+
+
+def test_save_and_load_give_the_same_scores(
+    tiny_bundle: Bundle, detector: Detector, example_crops: npt.NDArray[np.uint8], tmp_path: Path
+) -> None:
+    again = Detector.load(detector.save(tmp_path / "again").path)
+    np.testing.assert_array_equal(again.score(example_crops[:50]), detector.score(example_crops[:50]))
+    assert again.info == detector.info == ModelInfo("tiny", tiny_bundle.sha256, 0.05)
+    with pytest.raises(BundleError, match="exists"):
+        detector.save(tmp_path / "again")
+
+
+def test_alpha_moves_the_verdict_and_nothing_else(tiny_bundle: Bundle, examples: Path) -> None:
+    picture = examples / "portrait-fujifilm-x-t10.jpg"
+    (face,) = Detector.load(tiny_bundle.path).detect(picture).faces
+    (strict,) = Detector.load(tiny_bundle.path, alpha=face.p_value / 2).detect(picture).faces
+    (lax,) = Detector.load(tiny_bundle.path, alpha=face.p_value).detect(picture).faces
+    assert (strict.verdict, lax.verdict) == ("photographic", "ai_generated")
+    assert strict.p_value == lax.p_value == face.p_value
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0, float("nan")])
+def test_alpha_outside_its_range_is_refused(tiny_bundle: Bundle, alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        Detector.load(tiny_bundle.path, alpha)
+
+
+def test_verdicts_and_reasons() -> None:
+    verdict, reasons = judge(0.031, side=200, alpha=0.05)
+    assert verdict == "ai_generated"
+    assert reasons == ("no more than 3.1 % of calibration photographs look this unusual",)
+    verdict, reasons = judge(0.43, side=200, alpha=0.05)
+    assert verdict == "photographic"
+    assert reasons[0].startswith("within the range of photographs: 43 %")
+    verdict, reasons = judge(0.001, side=52, alpha=0.05)
+    assert verdict == "unsure"
+    assert reasons == ("the crop is 52 px, below the 80 px that the model needs",)
+    assert judge(0.05, side=defaults.MIN_CROP_PX, alpha=0.05)[0] == "ai_generated"
+
+
+def test_a_face_without_a_finite_score_is_no_verdict(
+    detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        detector, "mixture", type("Broken", (), {"score": lambda _, f: np.full(len(f), np.nan)})()
+    )
+    detection = detector.detect(examples / "generated-man.jpg")
+    assert (detection.status, detection.faces) == ("unreadable", ())
+
+
+def test_reading_ahead_is_bounded(detector: Detector, examples: Path) -> None:
+    asked = []
+
+    def paths() -> object:
+        for number in range(10):
+            asked.append(number)
+            yield examples / "generated-man.jpg"
+
+    found = detector.detect_many(paths())
+    next(found)
+    assert len(asked) == module.READ_AHEAD + 1
+    found.close()
+
+
+def test_interruption_passes(detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(crops: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detector.encoder, "encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        detector.detect(examples / "generated-man.jpg")
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_an_unexpected_error_is_the_file_s_alone(
+    detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail_once(path: object) -> object:
+        monkeypatch.undo()
+        raise error
+
+    monkeypatch.setattr(module, "read_photo", fail_once)
+    bad, good = detector.detect_many([examples / "generated-man.jpg"] * 2)
+    assert (bad.status, good.status) == ("unreadable", "ok")
+    assert bad.error and set(bad.camera.values()) == {None}
+    assert (bad.width, bad.height, bad.faces) == (None, None, ())
+
+
+def test_fit_keeps_groups_together_and_the_promise(tiny_export: Path) -> None:
+    """Photographs from one normal distribution, three faces each: of new ones, alpha is flagged."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(3000, TINY_DIM)).astype(np.float32)
+    groups = [f"photo {number // 3}" for number in range(3000)]
+    fitted = Detector.fit(
+        features, groups, read_encoder(tiny_export), name="n", population="normal", n_components=2
+    )
+    calibrate = np.array([half_of(group) == "calibrate" for group in groups])
+    expected = Conformal.fit(fitted.mixture.score(features[calibrate])).scores
+    np.testing.assert_array_equal(fitted.conformal.scores, expected)
+    fresh = fitted.mixture.score(rng.normal(size=(4000, TINY_DIM)).astype(np.float32))
+    flagged = (fitted.conformal.p_values(fresh) <= 0.05).mean()
+    assert flagged == pytest.approx(0.05, abs=0.02)
+    by_construction, honest = fitted.manifest["measured"][1:]
+    assert by_construction["share"] <= 0.05
+    assert honest["low"] <= 0.05 <= honest["high"]
+
+
+def test_too_few_photographs_are_refused_with_a_remedy(tiny_export: Path) -> None:
+    features = np.zeros((30, TINY_DIM), np.float32)
+    with pytest.raises(ValueError, match=r"too few photographs: .* add photographs"):
+        Detector.fit(
+            features, [str(n) for n in range(30)], read_encoder(tiny_export), name="n", population="p"
+        )

@@ -1,0 +1,489 @@
+"""Photos are read whole or refused with a reason; EXIF of any writer, careless or hostile, is harmless."""
+
+import io
+import math
+import os
+import struct
+import zlib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
+
+from lensborn.photo import CameraSettings, UnreadableError, camera_settings, find_photos, read_photo
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+LOSSLESS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+EXIF_IFD = 0x8769
+
+
+def scene(width: int = 48, height: int = 32) -> Image.Image:
+    """Four plain quarters, each of another colour, so that every orientation differs."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = (200, 40, 40)
+    pixels[: height // 2, width // 2 :] = (40, 200, 40)
+    pixels[height // 2 :, : width // 2] = (40, 40, 200)
+    pixels[height // 2 :, width // 2 :] = (220, 220, 220)
+    return Image.fromarray(pixels)
+
+
+def save(image: Image.Image, path: Path, form: str, **kwargs: Any) -> Path:
+    image.save(path, form, **LOSSLESS.get(form, {}), **kwargs)
+    return path
+
+
+def exif_with(tags: dict[int, Any], ifd0: dict[int, Any] | None = None) -> Image.Exif:
+    exif = Image.Exif()
+    for tag, value in (ifd0 or {}).items():
+        exif[tag] = value
+    exif.get_ifd(EXIF_IFD).update(tags)
+    return exif
+
+
+# --- pixels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format_gives_its_pixels(tmp_path: Path, form: str) -> None:
+    photo = read_photo(save(scene(), tmp_path / "photo.bin", form))  # the name does not count
+    assert photo.format == form
+    assert (photo.width, photo.height) == (48, 32)
+    assert photo.pixels.dtype == np.uint8
+    np.testing.assert_allclose(photo.pixels.astype(int), np.asarray(scene()).astype(int), atol=3)
+
+
+def test_heic(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    exif = exif_with({0x829D: IFDRational(28, 10)}, {0x0112: 6})
+    path = tmp_path / "photo.heic"
+    heif.from_pillow(scene(64, 48)).save(path, quality=95, exif=exif.tobytes())
+    photo = read_photo(path)
+    assert photo.format == "HEIF"
+    assert photo.camera.f_number == 2.8
+    assert photo.height == 64  # turned, by the container or by EXIF, once
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UnreadableError, match="damaged"):
+        read_photo(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("orientation", "as_stored"),  # as_stored: how the camera held it, undone by the orientation
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+def test_every_orientation_is_applied_once(
+    tmp_path: Path, form: str, orientation: int, as_stored: Image.Transpose | None
+) -> None:
+    stored = scene() if as_stored is None else scene().transpose(as_stored)
+    path = save(stored, tmp_path / "photo", form, exif=exif_with({}, {0x0112: orientation}))
+    np.testing.assert_allclose(read_photo(path).pixels.astype(int), np.asarray(scene()).astype(int), atol=3)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_unknown_orientation_leaves_the_picture(tmp_path: Path, orientation: int) -> None:
+    path = save(scene(), tmp_path / "photo", "JPEG", exif=exif_with({}, {0x0112: orientation}))
+    assert read_photo(path).width == 48
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    half.putpixel((0, 0), (10, 20, 30, 255))
+    for name, image in {"rgba": half, "palette": half.convert("P"), "la": half.convert("LA")}.items():
+        pixels = read_photo(save(image, tmp_path / name, "PNG")).pixels
+        assert pixels[3, 3].tolist() == [255, 255, 255], name
+        assert pixels[0, 0].max() < 60, name
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, form: str) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = read_photo(save(Image.fromarray(ramp), tmp_path / "ramp", form)).pixels
+    assert pixels.shape == (16, 16, 3)
+    np.testing.assert_array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize(("mode", "form"), [("L", "JPEG"), ("1", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF")])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str, form: str) -> None:
+    pixels = read_photo(save(Image.new("RGB", (8, 8), "white").convert(mode), tmp_path / "x", form)).pixels
+    assert pixels.shape == (8, 8, 3)
+    assert pixels.min() > 250
+
+
+def test_samples_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "x.tif", "TIFF")
+    with pytest.raises(UnreadableError, match="8-bit"):
+        read_photo(path)
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"\x78\x9c") + chunk(b"IEND", b"")
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    scene().save(buffer, "JPEG")
+    return buffer.getvalue().replace(struct.pack(">HH", 32, 48), struct.pack(">HH", height, width), 1)
+
+
+def webp_header(width: int, height: int) -> bytes:
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def tiff_header(width: int, height: int) -> bytes:
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: width * height}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("header", [png_header, jpeg_header, webp_header, tiff_header])
+def test_too_many_pixels_are_refused_without_allocating(tmp_path: Path, header: Any) -> None:
+    resource = pytest.importorskip("resource")
+    side = 16_384 if header is webp_header else 30_000  # the most that WebP can say
+    path = tmp_path / "huge.jpg"
+    path.write_bytes(header(side, side))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableError, match=f"{side} x {side} pixels"):
+        read_photo(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_the_bound_on_pixels_is_ours_not_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(scene(), tmp_path / "photo", "JPEG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_photo(path, max_pixels=48 * 32).width == 48
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(UnreadableError, match="48 x 32 pixels"):
+        read_photo(path, max_pixels=48 * 32 - 1)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_picture_is_never_half_read(tmp_path: Path, form: str, progressive: bool) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    other = {"TIFF": {"compression": "tiff_lzw"}, "JPEG": {"progressive": True}}
+    options = other.get(form, {}) if progressive else {}
+    whole = save(noise, tmp_path / "whole", form, **options).read_bytes()
+    path = tmp_path / "part"
+    last = len(whole) - 1 if form == "JPEG" else int(len(whole) * 0.97)
+    for kept in np.linspace(1, last, 40).astype(int):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UnreadableError):
+            read_photo(path)
+
+
+def test_a_jpeg_whose_rest_is_zeros_is_refused(tmp_path: Path) -> None:
+    whole = (EXAMPLES / "portrait-fujifilm-x-t10.jpg").read_bytes()
+    path = tmp_path / "part.jpg"
+    path.write_bytes(whole[: len(whole) * 2 // 3] + bytes(len(whole) // 3))
+    with pytest.raises(UnreadableError, match="damaged"):
+        read_photo(path)
+    path.write_bytes(whole + bytes(100))  # padding behind the end does no harm
+    assert read_photo(path).width == 800
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.jpg", b"", "empty"),
+        ("text.jpg", b"I am no picture, whatever my name says.\n", "not a JPEG"),
+        ("script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a JPEG"),
+        ("anim.gif", b"GIF89a\x01\0\x01\0\0\0\0;", "not a JPEG"),
+        ("start.jpg", b"\xff\xd8\xff", "damaged"),
+        ("tiff.tif", b"II*\0\xff\xff\xff\xff", "damaged"),
+    ],
+)
+def test_what_is_no_picture_is_refused(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError, match=reason) as caught:
+        read_photo(path)
+    assert ": " in str(caught.value)  # a remedy follows the reason
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    for name, reason in {
+        "x.jpg": "folder",
+        "pipe.jpg": "pipe",
+        "none.jpg": "no such",
+        "loop.jpg": "opened",
+    }.items():
+        with pytest.raises(UnreadableError, match=reason):
+            read_photo(tmp_path / name)
+    with pytest.raises(UnreadableError, match="device"):
+        read_photo("/dev/zero")
+    with pytest.raises(UnreadableError, match="opened"):
+        read_photo("a\0b.jpg")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_no_permission(tmp_path: Path) -> None:
+    path = save(scene(), tmp_path / "photo.jpg", "JPEG")
+    path.chmod(0)
+    with pytest.raises(UnreadableError, match="permission"):
+        read_photo(path)
+
+
+def test_a_tiff_whose_entries_claim_more_than_the_file_is_refused(tmp_path: Path) -> None:
+    entries = b"".join(struct.pack("<HHII", 40_000 + i, 7, 90_000, 8) for i in range(9_000))
+    path = tmp_path / "bomb.tif"
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, 9_000) + entries + bytes(4))
+    with pytest.raises(UnreadableError, match="damaged"):
+        read_photo(path)
+
+
+def test_overlong_exif_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = exif_with({0x829D: IFDRational(28, 10)}).tobytes() + bytes(60_000)
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    buffer = io.BytesIO()
+    scene().save(buffer, "JPEG")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\xff\xd8" + segment + buffer.getvalue()[2:])
+    assert read_photo(path).camera.f_number == 2.8
+    path.write_bytes(b"\xff\xd8" + segment * 2 + buffer.getvalue()[2:])
+    monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("parsed"))
+    assert read_photo(path).camera == CameraSettings()
+
+
+# --- the camera ---------------------------------------------------------------------------------------
+
+
+def test_the_camera_of_a_real_photograph() -> None:
+    camera = read_photo(EXAMPLES / "portrait-fujifilm-x-t10.jpg").camera
+    assert (camera.make, camera.model) == ("FUJIFILM", "X-T10")
+    assert (camera.f_number, camera.exposure_time_s, camera.focal_length_mm, camera.iso) == (
+        1.4,
+        1 / 4000,
+        35.0,
+        6400.0,
+    )
+    assert (camera.metering_mode, camera.white_balance, camera.exposure_program) == (5, 0, 3)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_camera_in_every_format(tmp_path: Path, form: str) -> None:
+    tags = {0x829D: IFDRational(28, 10), 0x829A: IFDRational(1, 60), 0x920A: IFDRational(50), 0x8827: 400}
+    path = save(
+        scene(), tmp_path / "x", form, exif=exif_with(tags, {0x010F: "Maker", 0x0110: "One"}).tobytes()
+    )
+    camera = read_photo(path).camera
+    assert camera == CameraSettings("Maker", "One", None, 2.8, 1 / 60, 50.0, 400.0)
+
+
+F_NUMBER, TIME, FOCAL = 0x829D, 0x829A, 0x920A
+APERTURE, SHUTTER = 0x9202, 0x9201
+
+
+@pytest.mark.parametrize(
+    ("tags", "field", "expected"),
+    [
+        ({F_NUMBER: IFDRational(28, 10)}, "f_number", 2.8),
+        ({F_NUMBER: (28, 10)}, "f_number", 2.8),
+        ({F_NUMBER: (IFDRational(28, 10), IFDRational(5, 1))}, "f_number", 2.8),
+        ({F_NUMBER: ((28, 10),)}, "f_number", 2.8),
+        ({F_NUMBER: Fraction(14, 5)}, "f_number", 2.8),
+        ({F_NUMBER: "f/2.8"}, "f_number", 2.8),
+        ({F_NUMBER: "F2,8"}, "f_number", 2.8),
+        ({F_NUMBER: b"2.8\0"}, "f_number", 2.8),
+        ({APERTURE: IFDRational(3)}, "f_number", 2**1.5),
+        ({F_NUMBER: IFDRational(0, 0), APERTURE: IFDRational(4)}, "f_number", 4.0),
+        ({F_NUMBER: IFDRational(28, 10), APERTURE: IFDRational(9)}, "f_number", 2.8),
+        ({F_NUMBER: IFDRational(28, 0)}, "f_number", None),
+        ({F_NUMBER: math.inf}, "f_number", None),
+        ({F_NUMBER: -2.8}, "f_number", None),
+        ({F_NUMBER: 10**400}, "f_number", None),
+        ({F_NUMBER: True}, "f_number", None),
+        ({F_NUMBER: ()}, "f_number", None),
+        ({F_NUMBER: {"a": 1}}, "f_number", None),
+        ({F_NUMBER: "__import__('os')"}, "f_number", None),
+        ({APERTURE: IFDRational(10**6)}, "f_number", None),
+        ({TIME: IFDRational(1, 60)}, "exposure_time_s", 1 / 60),
+        ({TIME: "1/60"}, "exposure_time_s", 1 / 60),
+        ({TIME: "1/60 s"}, "exposure_time_s", 1 / 60),
+        ({TIME: "1/0"}, "exposure_time_s", None),
+        ({TIME: "1e-3"}, "exposure_time_s", 0.001),
+        ({TIME: 30}, "exposure_time_s", 30.0),
+        ({TIME: 0, SHUTTER: IFDRational(6)}, "exposure_time_s", 1 / 64),
+        ({SHUTTER: IFDRational(-2)}, "exposure_time_s", 4.0),
+        ({SHUTTER: "-2"}, "exposure_time_s", 4.0),
+        ({SHUTTER: IFDRational(-(2**31), 1)}, "exposure_time_s", None),
+        ({TIME: math.nan}, "exposure_time_s", None),
+        ({FOCAL: "50 mm"}, "focal_length_mm", 50.0),
+        ({FOCAL: "50.0mm"}, "focal_length_mm", 50.0),
+        ({FOCAL: IFDRational(0)}, "focal_length_mm", None),
+        ({FOCAL: 1e9}, "focal_length_mm", None),
+        ({0x8827: 400}, "iso", 400.0),
+        ({0x8827: (400, 0)}, "iso", 400.0),
+        ({0x8827: (0, 200)}, "iso", 200.0),
+        ({0x8827: "ISO 400"}, "iso", 400.0),
+        ({0x8827: 65535, 0x8832: 102400}, "iso", 102400.0),
+        ({0x8827: 65535}, "iso", None),
+        ({0x8827: (65535, 65535), 0x8831: 80000}, "iso", 80000.0),
+        ({0x8833: 100}, "iso", 100.0),
+        ({0x8827: 0, 0x8831: 0}, "iso", None),
+        ({0x9207: (5,)}, "metering_mode", 5),
+        ({0x9207: 70000}, "metering_mode", None),
+        ({0xA403: "1"}, "white_balance", None),
+        ({0x8822: 2}, "exposure_program", 2),
+        ({0x9209: 16}, "flash", 16),
+    ],
+)
+def test_every_spelling(tags: dict[int, Any], field: str, expected: float | None) -> None:
+    for exif in (exif_with(tags), exif_with({}, tags)):  # in the Exif IFD, and in IFD0
+        assert getattr(camera_settings(exif), field) == pytest.approx(expected)
+
+
+def test_the_exif_ifd_wins_over_ifd0() -> None:
+    assert camera_settings(exif_with({FOCAL: 50}, {FOCAL: 35})).focal_length_mm == 50.0
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ("Canon\0\0garbage", "Canon"),
+        (" NIKON \x1b[31m CORP\n", "NIKON [31m CORP"),
+        ("\u202eevil", "evil"),
+        (b"Sony\xff\0", "Sony"),
+        ("x" * 10_000, "x" * 64),
+        ("\0", None),
+        (7, None),
+    ],
+)
+def test_names_are_plain_short_text(stored: Any, read: str | None) -> None:
+    assert camera_settings(exif_with({}, {0x010F: stored})).make == read
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=40)
+    | st.binary(max_size=40)
+    | st.text("0123456789./-, fmsISOe", max_size=12)
+    | st.builds(IFDRational, st.integers(), st.integers())
+    | st.fractions()
+    | st.complex_numbers()
+    | st.decimals(),
+    lambda inner: st.tuples(inner) | st.tuples(inner, inner) | st.lists(inner, max_size=4),
+    max_leaves=4,
+)
+TAGS_READ = [0x010F, 0x0110, 0x0131, 0x829A, 0x829D, 0x8822, 0x8827, 0x8831, 0x8832, 0x8833]
+TAGS_READ += [0x9201, 0x9202, 0x9207, 0x9209, 0x920A, 0xA403]
+tag_values = st.dictionaries(st.sampled_from(TAGS_READ), anything)
+
+
+def check_sane(camera: CameraSettings) -> None:
+    for value in (camera.f_number, camera.exposure_time_s, camera.focal_length_mm, camera.iso):
+        assert value is None or (type(value) is float and 0 < value < 1e8)
+    for text in (camera.make, camera.model, camera.software):
+        assert text is None or (0 < len(text) <= 64 and text.isprintable())
+    for code in (camera.metering_mode, camera.white_balance, camera.exposure_program, camera.flash):
+        assert code is None or (type(code) is int and 0 <= code <= 255)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(tag_values, tag_values)
+def test_no_value_of_a_tag_does_harm(tags: dict[int, Any], ifd0: dict[int, Any]) -> None:
+    check_sane(camera_settings(exif_with(tags, ifd0)))
+
+
+def exif_bytes() -> bytes:
+    tags = {F_NUMBER: IFDRational(28, 10), TIME: IFDRational(1, 60), FOCAL: IFDRational(50), 0x8827: 400}
+    return exif_with(tags, {0x010F: "Maker", 0x0112: 1}).tobytes()
+
+
+def jpeg_with(exif: bytes) -> bytes:
+    buffer = io.BytesIO()
+    scene().save(buffer, "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    return b"\xff\xd8" + segment + buffer.getvalue()[2:]
+
+
+mutated = st.lists(st.tuples(st.integers(6, len(exif_bytes()) - 1), st.integers(0, 255)), max_size=12)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=400) | mutated)
+def test_no_exif_bytes_keep_a_jpeg_from_being_read(
+    tmp_path: Path, change: bytes | list[tuple[int, int]]
+) -> None:
+    exif = bytearray(exif_bytes())
+    if isinstance(change, bytes):
+        exif = bytearray(b"Exif\0\0II*\0\x08\0\0\0" + change)
+    else:
+        for position, byte in change:
+            exif[position] = byte
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(jpeg_with(bytes(exif)))
+    photo = read_photo(path)
+    assert sorted((photo.width, photo.height)) == [32, 48]
+    check_sane(photo.camera)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(st.sampled_from(FORMATS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8))
+def test_a_damaged_file_is_read_or_refused(
+    tmp_path: Path, form: str, change: list[tuple[float, int]]
+) -> None:
+    buffer = io.BytesIO()
+    scene().save(buffer, form, exif=exif_bytes())
+    content = bytearray(buffer.getvalue())
+    for place, byte in change:
+        content[min(int(place * len(content)), len(content) - 1)] = byte
+    path = tmp_path / "photo"
+    path.write_bytes(content)
+    try:
+        check_sane(read_photo(path, max_pixels=10**6).camera)
+    except UnreadableError as error:
+        assert ": " in str(error)
+
+
+# --- folders ------------------------------------------------------------------------------------------
+
+
+def test_photographs_are_found_in_order_and_none_is_passed_over(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt", "c/d.HEIC", "c/x.jpg/inner.jpg", "given.dat"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "c" / "round").symlink_to(tmp_path)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    found = list(find_photos([tmp_path / "given.dat", tmp_path, tmp_path / "missing.jpg"]))
+    names = ["given.dat", "a.png", "b.JPG", "c/d.HEIC", "c/x.jpg", "gone.jpg", "missing.jpg"]
+    assert found == [tmp_path / name for name in names]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    assert list(find_photos([tmp_path])) == [tmp_path / "closed"]

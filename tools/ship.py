@@ -1,0 +1,226 @@
+"""Makes the shipped model from a finished run: fits, calibrates, measures, and writes bundle and tables.
+
+    python tools/ship.py --run RUN --corpus FOLDER
+
+RUN is a run of `lensborn pretrain` on FOLDER; FOLDER holds photos.csv and faces.csv with their pictures. Three
+splits by source never meet: the encoder learnt from "train"; mixture and calibration take the faces of
+"validate" and "calibrate", and the portraits from such sources; "test" is only measured. FFHQ, CelebA-HQ and
+every generated picture are only measured. Everything is read as `lensborn detect` reads it.
+
+Writes src/lensborn/models/lensborn-1, docs/results/ and the table in README.md.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from lensborn import defaults
+from lensborn.bench import tables
+from lensborn.bench.protocols import Picture, measure, pictures_of_table
+from lensborn.bundle import SHIPPED
+from lensborn.datasets.corpus import read_corpus, split_of
+from lensborn.detector import Detector, ModelInfo, read_faces
+from lensborn.features import Encoder, EncoderExport, read_encoder
+
+ROOT = Path(__file__).parent.parent
+PROTOCOLS = ("published", "equalised")
+FITTED_ON = ("validate", "calibrate")
+NAME = "lensborn-1"
+POPULATION = (
+    "faces cut from photographs that websites and software projects publish, of any camera, 80 to 320 px"
+)
+DENSITY: dict[str, Any] = {"n_components": (1, 2, 4, 8, 16), "n_dims": 64, "shrinkage": 0.1}
+MARKERS = ("<!-- measured:begin -->", "<!-- measured:end -->")
+
+
+def fitting_pictures(folder: Path) -> list[tuple[Path, str]]:
+    """Files to fit and calibrate on, each with its source."""
+    crops = [(crop.file, crop.source) for crop in read_corpus(folder)]
+    portraits = [(p.path, p.source) for p in pictures_of_table(folder / "faces.csv") if p.set == "portraits"]
+    return [(file, source) for file, source in crops + portraits if split_of(source) in FITTED_ON]
+
+
+def measured_pictures(folder: Path) -> list[Picture]:
+    """The development sets, and the photographs of sources that nothing was trained, fitted or chosen on."""
+    sets = pictures_of_table(folder / "faces.csv")
+    held_out = [
+        Picture(crop.file, crop.file.relative_to(folder).as_posix(), "photographs", "real", crop.source)
+        for crop in read_corpus(folder)
+        if split_of(crop.source) == "test"
+    ]
+    return [p for p in sets if p.set != "portraits" or split_of(p.source) == "test"] + held_out
+
+
+def largest_faces(
+    files: Iterable[tuple[Path, str]], export: EncoderExport
+) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """Features (N, D) of the largest face of each file that has one of sufficient size, and their sources."""
+    files = list(files)
+    encoder = Encoder(export.xml)
+    features, sources = [], []
+    photos = read_faces((file for file, _ in files), export.preprocessing)
+    for photo, (_, source) in zip(track(photos, "features", total=len(files)), files, strict=True):
+        if photo.faces and photo.sides[0] >= defaults.MIN_CROP_PX:
+            features.append(encoder.encode(photo.crops[:1])[0])
+            sources.append(source)
+    return np.stack(features), sources
+
+
+def compact(evaluation: tables.Evaluation) -> list[dict[str, Any]]:
+    """Rows for the bundle: false alarms of each photographic set, AUC of each generator against each set."""
+    protocol = evaluation.manifest["protocol"]
+    rows = [
+        {
+            "protocol": protocol,
+            "measure": "false alarms",
+            "set": row["real"],
+            "against": "",
+            "n": row["n"],
+            "value": row["false_alarms"],
+            "low": row["low"],
+            "high": row["high"],
+        }
+        for row in evaluation.photographs
+        if row["real"] != tables.ALL
+    ]
+    rows += [
+        {
+            "protocol": protocol,
+            "measure": "AUC",
+            "set": row["generated"],
+            "against": row["real"],
+            "n": row["n_generated"],
+            "value": row["auc"],
+            "low": row["auc_low"],
+            "high": row["auc_high"],
+        }
+        for row in evaluation.generators
+    ]
+    return [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
+def readme_table(rows: list[dict[str, Any]], sha256: str) -> str:
+    """The README's table, in Markdown."""
+    lines = [
+        f"Model `{NAME}`, sha256 `{sha256[:16]}…`; 95 % intervals; made by `tools/ship.py`; "
+        "full tables in [docs/results](docs/results/published.md).",
+        "",
+        "| protocol | measure | set | against | n | value |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if row["measure"] == "AUC" and row["against"] not in ("ffhq", "photographs"):
+            continue
+        percent = row["measure"] == "false alarms"
+        value, low, high = (
+            f"{100 * row[key]:.1f} %" if percent else f"{row[key]:.3f}" for key in ("value", "low", "high")
+        )
+        lines.append(
+            f"| {row['protocol']} | {row['measure']} | {row['set']} | {row['against']} | {row['n']} "
+            f"| {value} [{low}, {high}] |"
+        )
+    return "\n".join(lines)
+
+
+def card(detector: Detector, rows: list[dict[str, Any]], run: dict[str, Any]) -> str:
+    """The model card."""
+    train, best = run["data"]["train"], run["best_epoch"]
+    pretext = ", ".join(
+        f"{name.removeprefix('rank_')} {best[name]:.3f}" for name in best if name.startswith("rank_")
+    )
+    measured = readme_table(rows, "see `lensborn info`").split("\n", 2)[2]
+    density = detector.manifest["training"]["density"]
+    return f"""# {NAME}
+
+**What it is.** A one-class model of photographed faces. It has never seen a generated picture: its encoder
+({run["settings"]["backbone"]}, {run["settings"]["size"]} px, started from ImageNet weights) learnt to rank pairs
+of photographs by four EXIF tags and to spot manipulated faces, on {train["crops"]} faces of
+{train["photographs"]} photographs from {train["sources"]} sources and {train["cameras"]} cameras. A Gaussian
+mixture models its features on {density["faces"]} other faces; {len(detector.conformal.scores)} more calibrate it.
+
+**How well the pretext tasks were learnt**, on sources kept apart (chance 0.5): rank accuracy {pretext};
+manipulated against pristine, AUC {best["manipulation_auc"]:.3f}.
+
+**How good it is.** A false-alarm rate is the share of photographs with p <= {detector.info.alpha:g}. An AUC of
+0.5 is chance; below 0.5, generated faces look *more* like photographs than photographs do. "published": files as
+they are, where size and format differ between sets and may help or harm; "equalised": every face at one size and
+JPEG quality.
+
+{measured}
+
+**What it may be used for.** Research, and as one hint among others by people who know its numbers. The promised
+false-alarm rate holds for photographs like those it was calibrated on: {POPULATION}. For others, fit and
+calibrate your own with `lensborn fit`. It must not be used alone to decide about a person or a picture, and a low
+likelihood is no proof of generation.
+
+**Known faults.** Faces by GANs are close to the mean face and look typical to any density. Pictures enlarged,
+blurred or retouched look unusual. Faces whose crop is below {defaults.MIN_CROP_PX} px get the verdict "unsure".
+
+**Licence.** Apache-2.0 for the weights. The photographs are not distributed.
+"""
+
+
+def main() -> None:
+    """See the module's head."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    arguments = parser.parse_args()
+    folder: Path = arguments.corpus
+    run = json.loads((arguments.run / "card.json").read_text())
+
+    export = read_encoder(arguments.run)
+    features, sources = largest_faces(fitting_pictures(folder), export)
+    detector = Detector.fit(
+        features, sources, export, name=NAME, population=POPULATION, licence="Apache-2.0", **DENSITY
+    )
+    pictures = measured_pictures(folder)
+    results = {
+        protocol: list(track(measure(pictures, protocol, detector), protocol, total=len(pictures)))
+        for protocol in PROTOCOLS
+    }
+
+    def evaluation(protocol: str, info: ModelInfo) -> tables.Evaluation:
+        model = {"name": info.name, "sha256": info.sha256, "alpha": info.alpha}
+        command = "python tools/ship.py --run RUN --corpus FOLDER"
+        manifest = tables.describe(
+            results[protocol], model=model, protocol=protocol, seed=defaults.SEED, command=command
+        )
+        return tables.evaluate(results[protocol], info.alpha, defaults.SEED, manifest)
+
+    rows = [row for protocol in PROTOCOLS for row in compact(evaluation(protocol, detector.info))]
+    training = {**detector.manifest["training"], "settings": run["settings"], "data": run["data"]}
+    training["settings"] = {**run["settings"], "init": "EfficientNet-Lite0, ImageNet (see THIRD_PARTY.md)"}
+    training["best_epoch"] = run["best_epoch"]
+    detector.manifest = {
+        **detector.manifest,
+        "measured": rows,
+        "training": training,
+        "versions": {**detector.manifest["versions"], **run["versions"]},
+    }
+    detector.card = card(detector, rows, run)
+    bundle = detector.save(arguments.out, overwrite=True)
+
+    for protocol in PROTOCOLS:
+        final = evaluation(protocol, ModelInfo(bundle.name, bundle.sha256, detector.info.alpha))
+        path = ROOT / "docs" / "results" / f"{protocol}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(tables.markdown(final))
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    table = readme_table(rows, bundle.sha256)
+    readme.write_text(f"{before}{MARKERS[0]}\n{table}\n{MARKERS[1]}{after}")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
