@@ -142,6 +142,25 @@ def non_faces(count: int, rng: np.random.Generator) -> Iterator[Pixels]:
         yield np.clip(picture, 0, 255).astype(np.uint8)
 
 
+def print_speed(detectors: dict[str, Detector], pixels: Pixels) -> None:
+    print("\nShortest of 20 runs in ms, one picture enlarged: ", end="")
+    for side in (256, 1024, 3072):
+        picture = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC)
+        times = {d: min(seconds(detect, picture) for _ in range(20)) for d, detect in detectors.items()}
+        print(f"{side} px: " + ", ".join(f"{d} {1000 * t:.1f}" for d, t in times.items()) + "; ", end="")
+    print()
+
+
+def print_landmarks(errors: dict[str, list[float]], seed: int) -> None:
+    print("\nLandmarks: mean distance of the five points over the distance of the eyes\n")
+    print("| what | faces | median | sd of the median | 95 % below |\n| --- | ---: | ---: | ---: | ---: |")
+    rng = np.random.default_rng(seed)
+    for what, values in errors.items():
+        spread = np.std([np.median(rng.choice(values, len(values))) for _ in range(200)])
+        print(f"| {what} | {len(values)} | {np.median(values):.3f} | {spread:.4f} | ", end="")
+        print(f"{np.quantile(values, 0.95):.2f} |")
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("data", type=Path)
@@ -210,20 +229,8 @@ def main() -> None:
     print(f"\nMade-up pictures without a face ({count}) in which a face was found: ", end="")
     print(", ".join(f"{detector} {n}" for detector, n in wrong.items()) + ".")
 
-    print("\nShortest of 20 runs in ms, one picture enlarged: ", end="")
-    for side in (256, 1024, 3072):
-        picture = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC)
-        times = {d: min(seconds(detect, picture) for _ in range(20)) for d, detect in detectors.items()}
-        print(f"{side} px: " + ", ".join(f"{d} {1000 * t:.1f}" for d, t in times.items()) + "; ", end="")
-    print()
-
-    print("\nLandmarks: mean distance of the five points over the distance of the eyes\n")
-    print("| what | faces | median | sd of the median | 95 % below |\n| --- | ---: | ---: | ---: | ---: |")
-    rng = np.random.default_rng(given.seed)
-    for what, values in errors.items():
-        spread = np.std([np.median(rng.choice(values, len(values))) for _ in range(200)])
-        print(f"| {what} | {len(values)} | {np.median(values):.3f} | {spread:.4f} | ", end="")
-        print(f"{np.quantile(values, 0.95):.2f} |")
+    print_speed(detectors, pixels)
+    print_landmarks(errors, given.seed)
 
 
 if __name__ == "__main__":

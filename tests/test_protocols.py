@@ -234,7 +234,7 @@ def test_a_bad_table_names_the_record(tmp_path, row):
         protocols.pictures_of_table(table)
 
 
-@given(st.binary(max_size=300) | st.text("ab,\n\"\rrealfkst=/", max_size=300).map(lambda t: t.encode()))
+@given(st.binary(max_size=300) | st.text('ab,\n"\rrealfkst=/', max_size=300).map(lambda t: t.encode()))
 def test_any_bytes_are_a_table_or_refused(tmp_path_factory, content):
     table = tmp_path_factory.getbasetemp() / "any.csv"
     table.write_bytes(b"file,label,set\n" + content)

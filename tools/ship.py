@@ -11,7 +11,6 @@ Writes src/lensborn/models/lensborn-1, docs/results/ and the table in README.md.
 """
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -127,14 +126,15 @@ def readme_table(rows: list[dict[str, Any]], sha256: str) -> str:
     return "\n".join(lines)
 
 
-def card(detector: Detector, rows: list[dict[str, Any]], run: dict[str, Any]) -> str:
+def card(detector: Detector, rows: list[dict[str, Any]]) -> str:
     """The model card."""
+    run = detector.manifest["training"]
     train, best = run["data"]["train"], run["best_epoch"]
     pretext = ", ".join(
         f"{name.removeprefix('rank_')} {best[name]:.3f}" for name in best if name.startswith("rank_")
     )
     measured = readme_table(rows, "see `lensborn info`").split("\n", 2)[2]
-    density = detector.manifest["training"]["density"]
+    density = run["density"]
     return f"""# {NAME}
 
 **What it is.** A one-class model of photographed faces. It has never seen a generated picture: its encoder
@@ -175,7 +175,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SHIPPED)
     arguments = parser.parse_args()
     folder: Path = arguments.corpus
-    run = json.loads((arguments.run / "card.json").read_text())
 
     export = read_encoder(arguments.run)
     features, sources = largest_faces(fitting_pictures(folder), export)
@@ -197,16 +196,8 @@ def main() -> None:
         return tables.evaluate(results[protocol], info.alpha, defaults.SEED, manifest)
 
     rows = [row for protocol in PROTOCOLS for row in compact(evaluation(protocol, detector.info))]
-    training = {**detector.manifest["training"], "settings": run["settings"], "data": run["data"]}
-    training["settings"] = {**run["settings"], "init": "EfficientNet-Lite0, ImageNet (see THIRD_PARTY.md)"}
-    training["best_epoch"] = run["best_epoch"]
-    detector.manifest = {
-        **detector.manifest,
-        "measured": rows,
-        "training": training,
-        "versions": {**detector.manifest["versions"], **run["versions"]},
-    }
-    detector.card = card(detector, rows, run)
+    detector.manifest = {**detector.manifest, "measured": rows}
+    detector.card = card(detector, rows)
     bundle = detector.save(arguments.out, overwrite=True)
 
     for protocol in PROTOCOLS:

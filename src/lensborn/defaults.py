@@ -1,7 +1,7 @@
 """Every default of lensborn, in one place. A bundle records the values it was made with; those win."""
 
 # --- photograph ---------------------------------------------------------------------------------------
-MAX_PIXELS = 120_000_000  # a picture with more pixels is refused before it is decoded (100-megapixel cameras pass)
+MAX_PIXELS = 120_000_000  # more are refused before decoding; 100-megapixel cameras pass
 MAX_FILE_BYTES = 512 * 2**20  # a larger file is refused unread
 
 # --- face ---------------------------------------------------------------------------------------------

@@ -29,9 +29,7 @@ from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.photo import UnreadableError, read_photo
 
-READ_AHEAD = (
-    2  # files decoded before their turn: a picture of 100 megapixels takes 300 MB while its faces are found
-)
+READ_AHEAD = 2  # files decoded before their turn: few, since a 100-megapixel picture takes 300 MB
 CAMERA_KEYS = ("make", "model", "f_number", "exposure_time_s", "focal_length_mm", "iso")
 HALVES = (("fit", 0.5), ("calibrate", 0.5))
 

@@ -91,16 +91,15 @@ class EncoderExport:
 
 
 def read_encoder(path: str | Path) -> EncoderExport:
-    """Find the encoder of a bundle, of an export, or of a training run (its folder `export`).
+    """Find the encoder of a bundle or of a finished training run.
 
     Raises BundleError, naming the remedy, where there is none.
     """
     path = Path(path)
     if (path / MANIFEST).is_file():
         return bundle_encoder(read_bundle(path))
-    for folder in (path, path / "export"):
-        if (folder / "encoder.xml").is_file() and (folder / "preprocessing.json").is_file():
-            return _read_export(folder)
+    if (path / "encoder.xml").is_file() and (path / "preprocessing.json").is_file():
+        return _read_export(path)
     raise BundleError(
         f"{path} holds no encoder: name a bundle, or a run of `lensborn pretrain` that has ended"
     )

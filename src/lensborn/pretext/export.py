@@ -42,9 +42,18 @@ def export_encoder(run: Path) -> Path:
         "std": spec.std,
         "backbone": settings["backbone"],
         "feature_dim": defaults.FEATURE_DIM,
+        "training": _training(run),
     }
     (run / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     return path
+
+
+def _training(run: Path) -> dict[str, object]:
+    """What a model's card should tell of the run; of the checkpoint it started from, the file's name alone."""
+    card = json.loads((run / "card.json").read_text())
+    settings = card["settings"]
+    settings["init"] = settings["init"] and Path(settings["init"]).name
+    return {name: card[name] for name in ("settings", "data", "best_epoch", "versions")}
 
 
 def to_openvino(encoder: Encoder, size: int) -> ov.Model:
