@@ -37,8 +37,8 @@ TILE = 1280  # the fine look goes tile by tile, which bounds memory
 SEAM = 128  # tiles overlap by at least this; the wide look sees the faces that are larger
 CELL = 64  # looks are padded to multiples of this: few shapes, each of which OpenVINO prepares once
 OVERLAP = 0.3  # two boxes with more intersection over union than this are one face (as in libfacedetection)
-AGREE = 0.6  # candidates with this much in common with the best one are averaged: steadier points
 NESTED = 0.7  # so are two boxes of which one holds this share of the other
+AGREE = 0.6  # candidates with this much in common with the best one are averaged: steadier points
 EVERYWHERE: Box = (-math.inf, -math.inf, math.inf, math.inf)
 
 
