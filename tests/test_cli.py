@@ -299,7 +299,7 @@ def test_fit_from_photographs(tiny_export: Path, examples: Path, tmp_path: Path)
     photos, out = tmp_path / "photos", tmp_path / "fitted"
     save_portraits(photos, examples, 40)
     broken_files(photos / "bad", examples / "generated-man.jpg")
-    fitted = run("fit", photos, "--encoder", tiny_export.parent, "--out", out, *FIT, "--licence", "CC0-1.0")
+    fitted = run("fit", photos, "--encoder", tiny_export, "--out", out, *FIT, "--licence", "CC0-1.0")
     assert fitted.exit_code == 0, fitted.output
     assert "40 files read, 6 unreadable, 40 faces" in fitted.stderr
     assert "by construction" in fitted.stdout
