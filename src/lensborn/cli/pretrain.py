@@ -59,17 +59,15 @@ def pretrain(
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:.0f} images/s"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
+        TextColumn("loss {task.fields[loss]:.3f}"),
         disable=several and os.environ["RANK"] != "0",
     )
-    task = bar.add_task("", epoch=1, rate=0.0, losses="")
+    task = bar.add_task("", epoch=1, rate=0.0, loss=0.0)
 
     def show(done: int, total: int, means: Mapping[str, float]) -> None:
-        losses = " ".join(
-            f"{k.removeprefix('loss_')} {v:.3f}" for k, v in means.items() if k != "images_per_s"
-        )
+        loss = sum(value for name, value in means.items() if name.startswith("loss_"))
         epoch = (done - 1) * epochs // total + 1
-        bar.update(task, completed=done, total=total, epoch=epoch, rate=means["images_per_s"], losses=losses)
+        bar.update(task, completed=done, total=total, epoch=epoch, rate=means["images_per_s"], loss=loss)
 
     settings = Settings(
         backbone=backbone,
