@@ -16,8 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lensborn.bench import protocols, tables
-from lensborn.bench.protocols import Container, Measured, Picture, PictureSetError, Result
+from lensborn.bench.protocols import Container, Measured, Result
 from lensborn.cli.evaluate import evaluate
+from lensborn.datasets import pictures as picture_sets
+from lensborn.datasets.pictures import Picture, PictureSetError
 from lensborn.detector import Detector
 from lensborn.faces import FaceFinder, crop_face
 from lensborn.features import EncoderExport, Preprocessing
@@ -196,11 +198,11 @@ def pictures(label, name, n):
 
 def test_limit_is_a_stable_choice_from_each_set():
     everything = pictures("real", "r", 50) + pictures("fake", "f", 5)
-    chosen = protocols.choose(everything, 10, 0)
+    chosen = picture_sets.choose(everything, 10, 0)
     assert [p.set for p in chosen] == ["r"] * 10 + ["f"] * 5
-    assert protocols.choose(everything, 10, 0) == chosen != protocols.choose(everything, 10, 1)
-    assert set(chosen) < set(protocols.choose(everything, 20, 0))  # a larger limit keeps them
-    assert protocols.choose(everything, None, 0) == everything
+    assert picture_sets.choose(everything, 10, 0) == chosen != picture_sets.choose(everything, 10, 1)
+    assert set(chosen) < set(picture_sets.choose(everything, 20, 0))  # a larger limit keeps them
+    assert picture_sets.choose(everything, None, 0) == everything
 
 
 @pytest.mark.parametrize(
@@ -214,13 +216,13 @@ def test_limit_is_a_stable_choice_from_each_set():
 )
 def test_sets_that_cannot_be_compared_are_refused(sets, word):
     with pytest.raises(PictureSetError, match=word):
-        protocols.choose(sets, None, 0)
+        picture_sets.choose(sets, None, 0)
 
 
 def test_a_table_gives_sets_and_sources(tmp_path):
     table = tmp_path / "faces.csv"
     table.write_text("file,label,set,source\na/1.jpg,real,r,s1\nb/2.jpg,fake,f,\n")
-    assert protocols.pictures_of_table(table) == [
+    assert picture_sets.pictures_of_table(table) == [
         Picture(tmp_path / "a/1.jpg", "a/1.jpg", "r", "real", "s1"),
         Picture(tmp_path / "b/2.jpg", "b/2.jpg", "f", "fake", ""),
     ]
@@ -231,7 +233,7 @@ def test_a_bad_table_names_the_record(tmp_path, row):
     table = tmp_path / "faces.csv"
     table.write_text("file,label,set\n" + row + "\n")
     with pytest.raises(PictureSetError, match=r"record 2|no rows"):
-        protocols.pictures_of_table(table)
+        picture_sets.pictures_of_table(table)
 
 
 @given(st.binary(max_size=300) | st.text('ab,\n"\rrealfkst=/', max_size=300).map(lambda t: t.encode()))
@@ -239,7 +241,7 @@ def test_any_bytes_are_a_table_or_refused(tmp_path_factory, content):
     table = tmp_path_factory.getbasetemp() / "any.csv"
     table.write_bytes(b"file,label,set\n" + content)
     try:
-        assert all(p.label in ("real", "fake") for p in protocols.pictures_of_table(table))
+        assert all(p.label in ("real", "fake") for p in picture_sets.pictures_of_table(table))
     except PictureSetError as error:
         assert "any.csv" in str(error)
 

@@ -20,9 +20,10 @@ from rich.progress import track
 
 from lensborn import defaults
 from lensborn.bench import tables
-from lensborn.bench.protocols import Picture, measure, pictures_of_table
+from lensborn.bench.protocols import measure
 from lensborn.bundle import SHIPPED
 from lensborn.datasets.corpus import read_corpus, split_of
+from lensborn.datasets.pictures import Picture, pictures_of_table
 from lensborn.detector import Detector, ModelInfo, read_faces
 from lensborn.features import Encoder, EncoderExport, read_encoder
 

@@ -112,27 +112,12 @@ def read_photo(path: str | Path, *, max_pixels: int = defaults.MAX_PIXELS) -> Ph
     is not a whole picture of a known format, of at most `max_pixels` pixels and `defaults.MAX_FILE_BYTES`.
     """
     with open_regular(path) as file:
-        name, decoder = _decoder(file)
-        try:
-            if name == "WEBP":  # its decoder allocates the canvas on opening
-                _check_size(_webp_size(file), max_pixels)
-            elif name == "TIFF":
-                _check_tiff(file)
-            image = decoder(file)
-            _check_size(image.size, max_pixels)
-            if name == "JPEG":
-                _check_jpeg_end(file)
-            image.load()
-            exif = _exif(image)
-            camera = camera_settings(exif)
-            rgb = _upright(_rgb(image), exif)
-            return Photo(np.asarray(rgb), camera, name)
-        except UnreadableError:
-            raise
-        except Exception as error:  # a decoder fed with a hostile file may raise anything
-            raise UnreadableError(
-                f"the {name} picture is truncated or damaged: fetch the file again"
-            ) from error
+        return _decode(file, max_pixels)
+
+
+def decode_photo(data: bytes, *, max_pixels: int = defaults.MAX_PIXELS) -> Photo:
+    """Read a photograph from the bytes of its file, as `read_photo` does; raises UnreadableError likewise."""
+    return _decode(io.BytesIO(data), max_pixels)
 
 
 def find_photos(paths: Iterable[Path]) -> Iterator[Path]:
@@ -244,6 +229,28 @@ class _Jpeg(JpegImageFile):
 
     def _read_dpi_from_exif(self) -> None:
         pass
+
+
+def _decode(file: BinaryIO, max_pixels: int) -> Photo:
+    name, decoder = _decoder(file)
+    try:
+        if name == "WEBP":  # its decoder allocates the canvas on opening
+            _check_size(_webp_size(file), max_pixels)
+        elif name == "TIFF":
+            _check_tiff(file)
+        image = decoder(file)
+        _check_size(image.size, max_pixels)
+        if name == "JPEG":
+            _check_jpeg_end(file)
+        image.load()
+        exif = _exif(image)
+        camera = camera_settings(exif)
+        rgb = _upright(_rgb(image), exif)
+        return Photo(np.asarray(rgb), camera, name)
+    except UnreadableError:
+        raise
+    except Exception as error:  # a decoder fed with a hostile file may raise anything
+        raise UnreadableError(f"the {name} picture is truncated or damaged: fetch the file again") from error
 
 
 def _decoder(file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Image.Image]]:

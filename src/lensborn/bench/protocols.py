@@ -10,7 +10,6 @@ smaller than MIN_SIDE are left out.
 A picture without a score is never dropped silently: it carries the reason and is counted in every table.
 """
 
-import csv
 import hashlib
 import io
 import math
@@ -23,33 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lensborn.datasets.pictures import Picture
 from lensborn.detector import Detector, read_faces
 from lensborn.faces import crop_face
-from lensborn.photo import find_photos
 
 SIDE = 192  # of the equalised crop, px: 95 % of the web's portraits have a crop of nearly that size
 MIN_SIDE = 160  # smaller crops would be enlarged by more than 1.2
 QUALITY = 95  # of the equalised JPEG, without chroma subsampling
 
-Label = Literal["real", "fake"]
-_LABELS: dict[str | None, Label] = {"real": "real", "fake": "fake"}
 Reason = Literal["no_face", "unreadable", "too_small"]
 REASONS: tuple[Reason, ...] = ("no_face", "unreadable", "too_small")
-
-
-class PictureSetError(ValueError):
-    """A set of pictures that cannot be evaluated; the message names the remedy."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One file of a set. `name`: what outputs call it, free of machine paths; `source`: "" where unknown."""
-
-    path: Path
-    name: str
-    set: str
-    label: Label
-    source: str
 
 
 @dataclass(frozen=True)
@@ -144,74 +126,6 @@ def _decoded(stream: io.BytesIO, size: int) -> NDArray[np.uint8]:
 
 
 PROTOCOLS: dict[str, Protocol] = {"published": published, "equalised": equalised}
-
-
-def pictures_of_folder(name: str, folder: Path, label: Label) -> list[Picture]:
-    """Every picture below a folder, named by its path within, the set's name first.
-
-    Raises PictureSetError where the folder is missing or holds no picture.
-    """
-    if not folder.is_dir():
-        raise PictureSetError(f"{name}={folder} is not a folder: give the folder that holds the pictures")
-    pictures = [
-        Picture(path, f"{name}/{path.relative_to(folder).as_posix()}", name, label, "")
-        for path in find_photos([folder])
-    ]
-    if not pictures:
-        raise PictureSetError(f"{name}={folder} holds no picture that lensborn reads")
-    return pictures
-
-
-def pictures_of_table(table: Path) -> list[Picture]:
-    """The pictures of a CSV table: columns file, label (real or fake), set, and source if there is one.
-
-    `file` is relative to the table's folder and is the picture's name. Raises PictureSetError, with the line,
-    where the table is no such table.
-    """
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PictureSetError(f"{table} cannot be read as a CSV table in UTF-8: {error}") from error
-    pictures = []
-    for line, row in enumerate(rows, start=2):
-        file, name, label = row.get("file"), row.get("set"), row.get("label")
-        if not file or not name or label not in _LABELS:
-            raise PictureSetError(f"{table}, record {line}: needs file, set, and label (real or fake)")
-        if Path(file).is_absolute():
-            raise PictureSetError(f"{table}, record {line}: {file} must be relative to the table's folder")
-        pictures.append(Picture(table.parent / file, file, name, _LABELS[label], row.get("source") or ""))
-    if not pictures:
-        raise PictureSetError(f"{table} has no rows")
-    return pictures
-
-
-def choose(pictures: Iterable[Picture], limit: int | None, seed: int) -> list[Picture]:
-    """At most `limit` pictures a set, in their order: those whose name has the lowest hash under the seed.
-
-    The first by name would all come from few sources. Raises PictureSetError where a set is given as real and
-    as fake, a picture is listed twice, or a class has no picture.
-    """
-    sets: dict[str, list[Picture]] = {}
-    for picture in pictures:
-        sets.setdefault(picture.set, []).append(picture)
-    for name, members in sets.items():
-        if len({member.label for member in members}) > 1:
-            raise PictureSetError(f"set {name} is given as real and as fake: give the two different names")
-        if len({member.name for member in members}) < len(members):
-            raise PictureSetError(f"set {name} lists a picture twice: give every set and file once")
-    for label in _LABELS.values():
-        if not any(members[0].label == label for members in sets.values()):
-            raise PictureSetError(f"no {label} pictures: give a set of them with --{label} or in the table")
-
-    def key(picture: Picture) -> str:
-        return hashlib.sha256(f"{seed}\t{picture.name}".encode("utf-8", "surrogateescape")).hexdigest()
-
-    chosen: list[Picture] = []
-    for members in sets.values():
-        kept = set(sorted(map(key, members))[:limit])
-        chosen += [member for member in members if key(member) in kept]
-    return chosen
 
 
 def measure(pictures: Sequence[Picture], protocol: str, detector: Detector) -> Iterator[Result]:

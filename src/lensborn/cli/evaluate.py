@@ -11,8 +11,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from lensborn.bench.protocols import Label, Picture, Result
+    from lensborn.bench.protocols import Result
     from lensborn.bench.tables import Evaluation
+    from lensborn.datasets.pictures import Label, Picture
 
 PIPE_WIDTH = 160  # columns of the tables where they go to a file or a pipe
 
@@ -48,12 +49,13 @@ def evaluate(
     """
     from lensborn.bench import protocols, tables  # noqa: PLC0415
     from lensborn.bundle import BundleError  # noqa: PLC0415
+    from lensborn.datasets.pictures import PictureSetError, choose  # noqa: PLC0415
     from lensborn.detector import Detector  # noqa: PLC0415
 
     try:
-        pictures = protocols.choose(_pictures(real or [], fake or [], table), limit, seed)
+        pictures = choose(_pictures(real or [], fake or [], table), limit, seed)
         detector = Detector.load(model)
-    except (protocols.PictureSetError, BundleError) as error:
+    except (PictureSetError, BundleError) as error:
         raise typer.BadParameter(str(error)) from error
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out {out} is a file: name a folder")
@@ -78,16 +80,20 @@ def evaluate(
 
 
 def _pictures(real: list[str], fake: list[str], table: Path | None) -> "list[Picture]":
-    from lensborn.bench import protocols  # noqa: PLC0415
+    from lensborn.datasets.pictures import (  # noqa: PLC0415
+        PictureSetError,
+        pictures_of_folder,
+        pictures_of_table,
+    )
 
-    pictures = protocols.pictures_of_table(table) if table else []
+    pictures = pictures_of_table(table) if table else []
     given: list[tuple[Label, list[str]]] = [("real", real), ("fake", fake)]
     for label, options in given:
         for option in options:
             name, separator, folder = option.partition("=")
             if not (name and separator and folder):
-                raise protocols.PictureSetError(f"--{label} {option}: write NAME=DIR")
-            pictures += protocols.pictures_of_folder(name, Path(folder), label)
+                raise PictureSetError(f"--{label} {option}: write NAME=DIR")
+            pictures += pictures_of_folder(name, Path(folder), label)
     return pictures
 
 
