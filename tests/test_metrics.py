@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,94 +16,88 @@ from sklearn.metrics import (
 from lensborn.bench import metrics
 
 # Few distinct values, so that most examples have ties within and across the classes.
-tied = st.lists(st.integers(-4, 4).map(lambda n: n / 3), min_size=1, max_size=40)
+value = st.integers(-4, 4).map(lambda n: n / 3)
+tied = st.lists(value, min_size=1, max_size=40)
 
 
-def labelled(real, fake):
-    return np.r_[np.zeros(len(real)), np.ones(len(fake))], np.r_[real, fake]
+def values(real, fake, threshold=0.0):
+    found = metrics.measures(real, fake, threshold, replicates=2)
+    return {name: interval.value for name, interval in found.items()}
 
 
-@given(tied, tied)
-def test_curve_metrics_equal_scikit_learn(real, fake):
-    labels, scores = labelled(real, fake)
-    assert metrics.auc(real, fake) == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
-    assert metrics.average_precision(real, fake) == pytest.approx(
-        average_precision_score(labels, scores), abs=1e-9
-    )
-    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
-    for limit in (0.01, 0.05, 0.5):
-        assert metrics.tpr_at_fpr(real, fake, limit) == pytest.approx(tpr[fpr <= limit].max(), abs=1e-9)
-
-
-@given(tied, tied, st.integers(-4, 4).map(lambda n: n / 3))
-def test_rates_at_a_threshold_equal_scikit_learn(real, fake, threshold):
-    labels, scores = labelled(real, fake)
+def literal(real, fake, threshold):
+    """Every number by scikit-learn."""
+    labels, scores = np.r_[np.zeros(len(real)), np.ones(len(fake))], np.r_[real, fake]
     flagged = scores >= threshold
-    assert metrics.accuracy(real, fake, threshold) == pytest.approx(accuracy_score(labels, flagged), abs=1e-9)
-    assert metrics.balanced_accuracy(real, fake, threshold) == pytest.approx(
-        balanced_accuracy_score(labels, flagged), abs=1e-9
-    )
-    assert metrics.false_alarm_rate(real, threshold) == pytest.approx(flagged[labels == 0].mean())
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    return {
+        "auc": roc_auc_score(labels, scores),
+        "ap": average_precision_score(labels, scores),
+        "tpr_at_1": tpr[fpr <= 0.01].max(),
+        "tpr_at_5": tpr[fpr <= 0.05].max(),
+        "accuracy": accuracy_score(labels, flagged),
+        "balanced_accuracy": balanced_accuracy_score(labels, flagged),
+        "found": flagged[labels == 1].mean(),
+        "false_alarms": flagged[labels == 0].mean(),
+    }
+
+
+@given(tied, tied, value)
+def test_numbers_equal_scikit_learns(real, fake, threshold):
+    assert values(real, fake, threshold) == pytest.approx(literal(real, fake, threshold), abs=1e-9)
 
 
 def test_large_continuous_scores_equal_scikit_learn():
     rng = np.random.default_rng(0)
     real, fake = rng.normal(size=3000), rng.normal(0.7, 2, size=2000)
-    labels, scores = labelled(real, fake)
-    assert metrics.auc(real, fake) == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
-    assert metrics.average_precision(real, fake) == pytest.approx(
-        average_precision_score(labels, scores), abs=1e-9
-    )
+    assert values(real, fake, 1.0) == pytest.approx(literal(real, fake, 1.0), abs=1e-9)
 
 
 def test_known_values_and_orientation():
-    assert metrics.auc([0, 1], [2, 3]) == 1  # generated higher: right side up
-    assert metrics.auc([2, 3], [0, 1]) == 0
-    assert metrics.auc([1, 1], [1, 1, 1]) == 0.5
-    assert metrics.auc([0, 2], [1, 2]) == 0.625  # 1 + 0 + 1 + 1/2 of four pairs
-    assert metrics.average_precision([2, 0], [3, 1]) == pytest.approx((1 + 2 / 3) / 2)
-    assert metrics.tpr_at_fpr(range(100), [98.5, 99.5], 0.01) == 1
-    assert metrics.tpr_at_fpr(range(100), [98.5, 99.5], 0.009) == 0.5
-    assert metrics.accuracy([0, 1, 2, 3], [3], 3) == 0.8
-    assert metrics.balanced_accuracy([0, 1, 2, 3], [3], 3) == 0.875
+    assert values([0, 1], [2, 3])["auc"] == 1  # generated higher: right side up
+    assert values([2, 3], [0, 1])["auc"] == 0
+    assert values([1, 1], [1, 1, 1])["auc"] == 0.5
+    assert values([0, 2], [1, 2])["auc"] == 0.625  # 1 + 0 + 1 + 1/2 of four pairs
+    assert values([2, 0], [3, 1])["ap"] == pytest.approx((1 + 2 / 3) / 2)
+    assert values(range(100), [98.5, 99.5])["tpr_at_1"] == 1
+    assert values(range(200), [198.5, 195.5, 0])["tpr_at_1"] == pytest.approx(1 / 3)
+    assert values([0, 1, 2, 3], [3], 3)["accuracy"] == 0.8
+    assert values([0, 1, 2, 3], [3], 3)["balanced_accuracy"] == 0.875
 
 
 @pytest.mark.parametrize("bad", [[], [[1.0]], [np.nan], [np.inf]])
 def test_scores_that_cannot_be_ranked_are_refused(bad):
     with pytest.raises(ValueError, match="real"):
-        metrics.auc(bad, [1.0])
+        metrics.measures(bad, [1.0], 0.0)
 
 
-@pytest.mark.parametrize("statistic", [metrics.auc_of, metrics.average_precision_of])
-def test_a_bootstrap_replicate_is_the_metric_of_the_drawn_pictures(statistic):
+def test_a_replicate_is_the_number_of_the_drawn_pictures():
     rng = np.random.default_rng(1)
     real, fake = rng.integers(0, 5, 30).astype(float), rng.integers(1, 7, 20).astype(float)
-    real_weights = metrics.resample(rng, 8, np.full(30, ""))
-    fake_weights = metrics.resample(rng, 8, np.full(20, ""))
-    weighted = statistic(metrics._curves(real, fake, real_weights, fake_weights))
-    drawn = [
-        metrics.point(statistic, np.repeat(real, r.astype(int)), np.repeat(fake, f.astype(int)))
-        for r, f in zip(real_weights, fake_weights, strict=True)
-    ]
-    np.testing.assert_allclose(weighted, drawn, atol=1e-12)
+    weights = [metrics.resample(rng, 8, np.full(n, "")) for n in (30, 20)]
+    weighted = metrics._numbers(real, fake, 3.0, *weights)
+    for replicate, (r, f) in enumerate(zip(*weights, strict=True)):
+        drawn = values(np.repeat(real, r.astype(int)), np.repeat(fake, f.astype(int)), 3.0)
+        assert {name: weighted[name][replicate] for name in drawn} == pytest.approx(drawn, abs=1e-12)
 
 
-def coverage(draw, truth, simulations, **options):
+def coverage(draw, truth, simulations, name="auc"):
     rng = np.random.default_rng(20)
     covered = 0
     for simulation in range(simulations):
         real, fake, groups = draw(rng)
-        low, high = metrics.bootstrap(
-            metrics.auc_of, real, fake, real_groups=groups, replicates=400, seed=simulation, **options
-        )
-        covered += low <= truth <= high
+        interval = metrics.measures(real, fake, 1.0, real_groups=groups, replicates=200, seed=simulation)[
+            name
+        ]
+        covered += interval.low <= truth <= interval.high
     return covered / simulations
 
 
-def test_intervals_cover_the_truth():
-    share = coverage(
-        lambda rng: (rng.normal(size=80), rng.normal(1, 1, size=80), None), norm.cdf(1 / np.sqrt(2)), 1000
-    )
+@pytest.mark.parametrize("name", ["auc", "balanced_accuracy"])
+def test_intervals_cover_the_truth(name):
+    """benchmarks/interval_coverage.py has all numbers and sizes."""
+    truth = {"auc": norm.cdf(1 / np.sqrt(2)), "balanced_accuracy": (norm.cdf(1) + 0.5) / 2}[name]
+    share = coverage(lambda rng: (rng.normal(size=80), rng.normal(1, 1, size=80), None), truth, 1000, name)
     assert 0.93 <= share <= 0.97
 
 
@@ -136,12 +132,79 @@ def test_resampling_keeps_strata_and_groups():
     assert np.array_equal(few, by_picture)  # too few groups: by picture
 
 
-def test_bootstrap_is_seeded_and_does_not_depend_on_memory(monkeypatch):
+def test_intervals_are_seeded_and_hold_their_number():
     rng = np.random.default_rng(3)
     real, fake = rng.normal(size=60), rng.normal(0.5, 1, size=40)
-    first = metrics.bootstrap(metrics.auc_of, real, fake, seed=1)
-    assert metrics.bootstrap(metrics.auc_of, real, fake, seed=1) == first
-    assert metrics.bootstrap(metrics.auc_of, real, fake, seed=2) != first
-    monkeypatch.setattr(metrics, "_CHUNK", 100 * 300)
-    chunked = metrics.bootstrap(metrics.auc_of, real, fake, seed=1)
-    np.testing.assert_allclose(chunked, first, atol=0.02)
+    first = metrics.measures(real, fake, 0.5, seed=1)
+    assert metrics.measures(real, fake, 0.5, seed=1) == first
+    assert metrics.measures(real, fake, 0.5, seed=2)["auc"] != first["auc"]
+    for low, number, high in ((i.low, i.value, i.high) for i in first.values()):
+        assert 0 <= low <= number <= high <= 1
+    apart = metrics.measures([0.0, 1.0], [2.0, 3.0], 1.5)["auc"]  # no resample differs from the sample
+    assert apart.value == apart.high == 1 > apart.low
+
+
+def test_over_sets_averages_pools_and_finds_the_worst():
+    rng = np.random.default_rng(4)
+    real = rng.normal(size=80)
+    fakes = {"good": rng.normal(2, 1, 50), "bad": rng.normal(-0.5, 1, 20)}
+    over = metrics.over_sets(real, fakes, 1.0)
+    single = {name: values(real, fake, 1.0) for name, fake in fakes.items()}
+    for name, interval in over.macro.items():
+        assert interval.value == pytest.approx((single["good"][name] + single["bad"][name]) / 2)
+    pooled = values(real, np.concatenate(list(fakes.values())), 1.0)
+    assert {name: interval.value for name, interval in over.micro.items()} == pytest.approx(pooled)
+    assert over.worst[0] == "bad"
+    assert over.worst[1].value == single["bad"]["auc"]
+
+
+def delong_variance(real_a, fake_a, real_b, fake_b):
+    """Variance of the difference of two AUCs (DeLong et al. 1988), pair by pair."""
+    parts = []
+    for real, fake in ((real_a, fake_a), (real_b, fake_b)):
+        wins = np.array([[(f > r) + 0.5 * (f == r) for r in real] for f in fake])
+        parts.append((wins.mean(axis=1), wins.mean(axis=0)))
+    (fake_a, real_a), (fake_b, real_b) = parts
+    return np.var(fake_a - fake_b, ddof=1) / len(fake_a) + np.var(real_a - real_b, ddof=1) / len(real_a)
+
+
+def test_paired_differences_agree_with_delong():
+    rng = np.random.default_rng(5)
+    real, fake = rng.normal(size=120), rng.normal(1, 1, size=90)
+    other_real, other_fake = real + rng.normal(size=120), fake + rng.normal(size=90)
+    found = metrics.paired(real, fake, other_real, other_fake)
+    spread = np.sqrt(delong_variance(real, fake, other_real, other_fake))
+    assert (found.high - found.low) / (2 * metrics.Z) == pytest.approx(spread, rel=0.1)
+    assert found.p_value == pytest.approx(2 * norm.sf(abs(found.difference) / spread), abs=0.03)
+    same = metrics.paired(real, fake, real, fake)
+    assert same == (0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="same pictures"):
+        metrics.paired(real, fake, real[:-1], fake)
+
+
+def test_paired_p_values_are_uniform_without_a_difference():
+    rng = np.random.default_rng(6)
+    p_values = []
+    for seed in range(200):
+        real, fake = rng.normal(size=60), rng.normal(1, 1, size=60)
+        noisy = [scores + rng.normal(size=60) for scores in (real, fake, real, fake)]
+        p_values.append(metrics.paired(*noisy, replicates=200, seed=seed).p_value)
+    assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.10
+    assert 0.40 <= np.mean(np.array(p_values) <= 0.5) <= 0.60
+
+
+def test_mcnemar_counts_only_where_the_two_differ():
+    right = np.array([1] * 10 + [0] * 5, dtype=bool)
+    assert metrics.mcnemar(right, right) == 1
+    other = right.copy()
+    other[:6] = False
+    assert metrics.mcnemar(right, other) == pytest.approx(2 * 0.5**6)  # six against none
+
+
+def test_holm_is_the_stepped_adjustment():
+    assert metrics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert metrics.holm([]) == []
+    for order in itertools.permutations([0.5, 0.9, 0.001]):
+        assert dict(zip(order, metrics.holm(order), strict=True)) == pytest.approx(
+            {0.5: 1, 0.9: 1, 0.001: 0.003}
+        )

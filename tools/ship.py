@@ -7,7 +7,8 @@ splits by source never meet: the encoder learnt from "train"; mixture and calibr
 "validate" and "calibrate", and the portraits from such sources; "test" is only measured. FFHQ, CelebA-HQ and
 every generated picture are only measured. Everything is read as `lensborn detect` reads it.
 
-Writes src/lensborn/models/lensborn-1, docs/results/ and the table in README.md.
+Writes src/lensborn/models/lensborn-1 and the table in README.md. The page docs/results is then made by
+`lensborn bench FOLDER/faces.csv FOLDER/photos.csv --out docs/results`.
 """
 
 import argparse
@@ -16,16 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress, track
 
 from lensborn import defaults
-from lensborn.bench import tables
-from lensborn.bench.protocols import measure
+from lensborn.bench.contestants import BundleContestant
+from lensborn.bench.judging import ALL, Refit, entries_of
+from lensborn.bench.observing import observe
+from lensborn.bench.protocols import conditions_of
+from lensborn.bench.tables import Judged, Row, Tables, make_tables
 from lensborn.bundle import SHIPPED
 from lensborn.datasets.corpus import read_corpus, split_of
-from lensborn.datasets.pictures import Picture, pictures_of_table
-from lensborn.detector import Detector, ModelInfo, read_faces
+from lensborn.datasets.layouts import read_pictures
+from lensborn.datasets.pictures import pictures_of_table
+from lensborn.detector import Detector, read_faces
 from lensborn.features import Encoder, EncoderExport, read_encoder
+from lensborn.photo import digest_of
 
 ROOT = Path(__file__).parent.parent
 PROTOCOLS = ("published", "equalised")
@@ -45,15 +51,11 @@ def fitting_pictures(folder: Path) -> list[tuple[Path, str]]:
     return [(file, source) for file, source in crops + portraits if split_of(source) in FITTED_ON]
 
 
-def measured_pictures(folder: Path) -> list[Picture]:
-    """The development sets, and the photographs of sources that nothing was trained, fitted or chosen on."""
-    sets = pictures_of_table(folder / "faces.csv")
-    held_out = [
-        Picture(crop.file, crop.file.relative_to(folder).as_posix(), "photographs", "real", crop.source)
-        for crop in read_corpus(folder)
-        if split_of(crop.source) == "test"
-    ]
-    return [p for p in sets if p.set != "portraits" or split_of(p.source) == "test"] + held_out
+def seen_files(folder: Path) -> list[Path]:
+    """Everything of sources that training, fitting or calibration drew on: never to be measured."""
+    crops = [(crop.file, crop.source) for crop in read_corpus(folder)]
+    portraits = [(p.path, p.source) for p in pictures_of_table(folder / "faces.csv") if p.set == "portraits"]
+    return [file for file, source in crops + portraits if split_of(source) != "test"]
 
 
 def largest_faces(
@@ -71,50 +73,38 @@ def largest_faces(
     return np.stack(features), sources
 
 
-def compact(evaluation: tables.Evaluation) -> list[dict[str, Any]]:
+def compact(tables: Tables) -> list[dict[str, Any]]:
     """Rows for the bundle: false alarms of each photographic set, AUC of each generator against each set."""
-    protocol = evaluation.manifest["protocol"]
-    rows = [
-        {
-            "protocol": protocol,
-            "measure": "false alarms",
-            "set": row["real"],
-            "against": "",
-            "n": row["n"],
-            "value": row["false_alarms"],
-            "low": row["low"],
-            "high": row["high"],
-        }
-        for row in evaluation.photographs
-        if row["real"] != tables.ALL
-    ]
-    rows += [
-        {
-            "protocol": protocol,
-            "measure": "AUC",
-            "set": row["generated"],
-            "against": row["real"],
-            "n": row["n_generated"],
-            "value": row["auc"],
-            "low": row["auc_low"],
-            "high": row["auc_high"],
-        }
-        for row in evaluation.generators
-    ]
-    return [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    rows = [_measured(row, "false_alarms", row["real"], "", row["n"]) for row in tables.photographs]
+    rows += [_measured(row, "auc", row["generated"], row["real"], row["n_generated"]) for row in tables.pairs]
+    return [row for row in rows if row["value"] is not None]
+
+
+def _measured(row: Row, name: str, pictures: str, against: str, n: int) -> dict[str, Any]:
+    values = zip(("value", "low", "high"), (row[name], row[f"{name}_low"], row[f"{name}_high"]), strict=True)
+    return {
+        "protocol": row["condition"],
+        "measure": {"auc": "AUC", "false_alarms": "false alarms"}[name],
+        "set": pictures,
+        "against": against,
+        "n": n,
+        **{key: value if value is None else round(value, 4) for key, value in values},
+    }
 
 
 def readme_table(rows: list[dict[str, Any]], sha256: str) -> str:
     """The README's table, in Markdown."""
     lines = [
         f"Model `{NAME}`, sha256 `{sha256[:16]}…`; 95 % intervals; made by `tools/ship.py`; "
-        "full tables in [docs/results](docs/results/published.md).",
+        "full tables in [docs/results](docs/results/report.md), by `lensborn bench`.",
         "",
         "| protocol | measure | set | against | n | value |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         if row["measure"] == "AUC" and row["against"] not in ("ffhq", "photographs"):
+            continue
+        if row["set"] == ALL:
             continue
         percent = row["measure"] == "false alarms"
         value, low, high = (
@@ -180,32 +170,27 @@ def main() -> None:
     export = read_encoder(arguments.run)
     features, sources = largest_faces(fitting_pictures(folder), export)
     detector = Detector.fit(
-        features, sources, export, name=NAME, population=POPULATION, licence="Apache-2.0", **DENSITY
+        features,
+        sources,
+        export,
+        name=NAME,
+        population=POPULATION,
+        licence="Apache-2.0",
+        seen=(digest_of(file)[:16] for file in seen_files(folder)),
+        **DENSITY,
     )
-    pictures = measured_pictures(folder)
-    results = {
-        protocol: list(track(measure(pictures, protocol, detector), protocol, total=len(pictures)))
-        for protocol in PROTOCOLS
-    }
-
-    def evaluation(protocol: str, info: ModelInfo) -> tables.Evaluation:
-        model = {"name": info.name, "sha256": info.sha256, "alpha": info.alpha}
-        command = "python tools/ship.py --run RUN --corpus FOLDER"
-        manifest = tables.describe(
-            results[protocol], model=model, protocol=protocol, seed=defaults.SEED, command=command
-        )
-        return tables.evaluate(results[protocol], info.alpha, defaults.SEED, manifest)
-
-    rows = [row for protocol in PROTOCOLS for row in compact(evaluation(protocol, detector.info))]
+    pictures = [p for table in ("faces.csv", "photos.csv") for p in read_pictures(folder / table)]
+    contestant = BundleContestant(detector, refits=False)
+    with Progress() as bar:
+        task = bar.add_task("measuring", total=len(pictures))
+        conditions = conditions_of(PROTOCOLS)
+        observed = observe(pictures, conditions, [contestant], progress=lambda n: bar.advance(task, n))
+    judged = Judged(observed, reference=False, alpha=detector.info.alpha, refit=Refit())
+    rows = compact(make_tables(judged, entries_of([contestant]), seed=defaults.SEED))
     detector.manifest = {**detector.manifest, "measured": rows}
     detector.card = card(detector, rows)
     bundle = detector.save(arguments.out, overwrite=True)
 
-    for protocol in PROTOCOLS:
-        final = evaluation(protocol, ModelInfo(bundle.name, bundle.sha256, detector.info.alpha))
-        path = ROOT / "docs" / "results" / f"{protocol}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(tables.markdown(final))
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]

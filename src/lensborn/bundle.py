@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ MANIFEST = "bundle.json"
 DENSITY = "density.safetensors"
 CALIBRATION = "calibration.safetensors"
 CARD = "CARD.md"
+SEEN = "seen.txt"
 ENCODER_XML = "encoder.xml"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, so nothing can point elsewhere
+_SEEN_LINE = re.compile(r"[0-9a-f]{16}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "get an untouched copy, or make it again with `lensborn fit`"
 _SCHEMA: dict[str, Any] = {
@@ -64,7 +66,8 @@ class BundleError(ValueError):
 class Bundle:
     """A bundle that was read and verified.
 
-    manifest: the content of bundle.json. sha256: of the bytes of bundle.json, which pins every other file.
+    manifest: the content of bundle.json. sha256: of the bytes of bundle.json, which pins every other file. seen:
+    the pictures that it was made from, or whose source it knows, by the first 16 digits of their SHA-256.
     """
 
     path: Path
@@ -72,6 +75,7 @@ class Bundle:
     mixture: Mixture
     conformal: Conformal
     sha256: str
+    seen: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -96,12 +100,15 @@ def read_bundle(path: str | Path) -> Bundle:
     manifest = _parse(text)
     _check_manifest(manifest)
     contents = {}
+    seen: frozenset[str] = frozenset()
     for name, expected in manifest["files"].items():
         data = _read(folder, name, MAX_FILE_BYTES)
         if hashlib.sha256(data).hexdigest() != expected:
             raise BundleError(f"{name} is not the file that {MANIFEST} names (its SHA-256 differs): {_AGAIN}")
         if name in (DENSITY, CALIBRATION):
             contents[name] = _arrays(name, data)
+        elif name == SEEN:
+            seen = _seen(data)
     try:
         mixture = Mixture.from_arrays(contents[DENSITY], manifest["density"])
     except ValueError as error:
@@ -109,7 +116,7 @@ def read_bundle(path: str | Path) -> Bundle:
     if mixture.n_features != manifest["encoder"]["feature_dim"]:
         raise BundleError(f"{DENSITY} does not take as many features as the encoder gives: {_AGAIN}")
     conformal = _conformal(contents[CALIBRATION], manifest["calibration"]["n"])
-    return Bundle(folder, manifest, mixture, conformal, hashlib.sha256(text).hexdigest())
+    return Bundle(folder, manifest, mixture, conformal, hashlib.sha256(text).hexdigest(), seen)
 
 
 def write_bundle(
@@ -120,14 +127,15 @@ def write_bundle(
     conformal: Conformal,
     manifest: Mapping[str, Any],
     card: str,
+    seen: Iterable[str] = (),
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle to the folder path, whole or not at all, and read it back.
 
     encoder_files: `encoder.xml` and its companions, by the name they get. manifest: name, created, licence,
     preprocessing, encoder (backbone, feature_dim), calibration (alpha, population), training, measured,
-    versions and whatever else is JSON; the rest follows from the other arguments. The same arguments give
-    the same bytes.
+    versions and whatever else is JSON; the rest follows from the other arguments. seen: see Bundle. The same
+    arguments give the same bytes.
 
     Raises BundleError where path exists (with overwrite: exists and is no bundle) or where the result could
     not be read back, OSError where the disk refuses.
@@ -137,7 +145,7 @@ def write_bundle(
         raise BundleError(f"{target} exists: choose another folder, or allow it to be overwritten")
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is no bundle: choose another folder")
-    if taken := {MANIFEST, DENSITY, CALIBRATION, CARD} & set(encoder_files):
+    if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN} & set(encoder_files):
         raise BundleError(f"encoder files cannot be called {sorted(taken)}: choose other names")
     contents = {
         name: data if isinstance(data, bytes) else data.read_bytes() for name, data in encoder_files.items()
@@ -145,6 +153,8 @@ def write_bundle(
     contents[DENSITY] = _save(mixture.to_arrays())
     contents[CALIBRATION] = _save({"scores": conformal.scores})
     contents[CARD] = card.encode()
+    if lines := sorted(set(seen) - {""}):
+        contents[SEEN] = "".join(f"{line}\n" for line in lines).encode()
     text = _manifest_text(manifest, sorted(encoder_files), mixture, conformal, contents)
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,6 +265,13 @@ def _arrays(name: str, data: bytes) -> dict[str, Any]:
         return dict(load_arrays(data))
     except Exception as error:  # the parser's own errors have no common base but this
         raise BundleError(f"{name} is not a safetensors file ({error}): {_AGAIN}") from error
+
+
+def _seen(data: bytes) -> frozenset[str]:
+    lines = data.decode("ascii", "replace").splitlines()
+    if not all(_SEEN_LINE.fullmatch(line) for line in lines):
+        raise BundleError(f"{SEEN} must hold 16 hexadecimal digits a line: {_AGAIN}")
+    return frozenset(lines)
 
 
 def _conformal(arrays: Mapping[str, Any], n: int) -> Conformal:

@@ -140,8 +140,9 @@ class Detector:
         manifest: Mapping[str, Any],
         card: str,
         info: ModelInfo,
+        seen: frozenset[str] = frozenset(),
     ) -> None:
-        """Put the parts together; use `load` or `fit`.
+        """Put the parts together; use `load` or `fit`. `seen`: see `bundle.Bundle`.
 
         Raises BundleError where they do not fit each other, ValueError for an alpha outside (0, 1).
         """
@@ -160,6 +161,7 @@ class Detector:
         self.manifest = manifest
         self.card = card
         self.info = info
+        self.seen = seen
 
     @classmethod
     def load(cls, path: str | Path | None = None, alpha: float | None = None) -> "Detector":
@@ -184,6 +186,7 @@ class Detector:
             manifest=bundle.manifest,
             card=card,
             info=info,
+            seen=bundle.seen,
         )
 
     @classmethod
@@ -203,12 +206,14 @@ class Detector:
         shrinkage: float = 0.0,
         l2_normalise: bool = False,
         seed: int = defaults.SEED,
+        seen: Iterable[str] = (),
     ) -> "Detector":
         """Fit the mixture on one half of photographs' `features` (N, D), calibrate on the other.
 
         `groups` (N,): what must stay together (photograph, album, source); its hash decides the half.
         `population`: in words, the photographs for which the false-alarm rate holds. The other settings are
-        those of `density.fit_mixture`. Raises ValueError, naming the remedy, for too few faces.
+        those of `density.fit_mixture`. `seen`: see `bundle.Bundle`. Raises ValueError, naming the remedy, for
+        too few faces.
         """
         for_fit = np.array([half_of(group) == "fit" for group in groups], dtype=bool)
         components = [n_components] if isinstance(n_components, int) else list(n_components)
@@ -251,6 +256,7 @@ class Detector:
             manifest=manifest,
             card=_card(manifest),
             info=ModelInfo(name, None, alpha),
+            seen=frozenset(seen),
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Bundle:
@@ -265,6 +271,7 @@ class Detector:
             conformal=self.conformal,
             manifest=self.manifest,
             card=self.card,
+            seen=self.seen,
             overwrite=overwrite,
         )
 

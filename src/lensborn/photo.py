@@ -6,6 +6,7 @@ is applied, since every conversion wears off the camera's trace. Of EXIF, only t
 are kept; positions (GPS) are not among them. Tags: CIPA DC-008 (Exif 2.3), section 4.6; APEX: its annex C.
 """
 
+import hashlib
 import io
 import math
 import mmap
@@ -120,6 +121,15 @@ def decode_photo(data: bytes, *, max_pixels: int = defaults.MAX_PIXELS) -> Photo
     return _decode(io.BytesIO(data), max_pixels)
 
 
+def digest_of(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; "" where it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (UnreadableError, OSError):
+        return ""
+
+
 def find_photos(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the photographs below `paths`, in order: files as given, folders recursively, sorted by name.
 
@@ -171,28 +181,28 @@ def camera_settings(exif: Image.Exif) -> CameraSettings:
 # --- files --------------------------------------------------------------------------------------------
 
 
-def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a file for reading; raises UnreadableError unless it is a regular, bounded, non-empty one."""
+def open_regular(path: str | Path, max_bytes: int | None = defaults.MAX_FILE_BYTES) -> io.BufferedReader:
+    """Open a file for reading; raises UnreadableError unless it is regular, not empty and not too large."""
     try:
         # Non-blocking, for a pipe would wait for a writer for ever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise UnreadableError(_refusal(error)) from error
-    if reason := _unfit(os.fstat(descriptor)):
+    if reason := _unfit(os.fstat(descriptor), max_bytes):
         os.close(descriptor)
         raise UnreadableError(reason)
     return os.fdopen(descriptor, "rb")
 
 
-def _unfit(status: os.stat_result) -> str | None:
+def _unfit(status: os.stat_result, max_bytes: int | None) -> str | None:
     if stat.S_ISDIR(status.st_mode):
         return _FOLDER
     if not stat.S_ISREG(status.st_mode):
         return "a pipe or device, not a file: save the picture to a file first"
     if status.st_size == 0:
         return "the file is empty: fetch it again"
-    if status.st_size > defaults.MAX_FILE_BYTES:
-        return f"the file has more than {defaults.MAX_FILE_BYTES:,} bytes: save a smaller one"
+    if max_bytes is not None and status.st_size > max_bytes:
+        return f"the file has more than {max_bytes:,} bytes: save a smaller one"
     return None
 
 
@@ -302,9 +312,13 @@ def _check_jpeg_end(file: BinaryIO) -> None:
 
     The rest of a broken transfer is often zeros, which decode to a plain area without complaint.
     """
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.rfind(b"\xff\xd9", file.tell()) < 0:
-            raise ValueError("no end marker")
+    if isinstance(file, io.BytesIO):
+        end = file.getvalue().rfind(b"\xff\xd9", file.tell())
+    else:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = content.rfind(b"\xff\xd9", file.tell())
+    if end < 0:
+        raise ValueError("no end marker")
 
 
 def _check_tiff(file: BinaryIO) -> None:

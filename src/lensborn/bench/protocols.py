@@ -1,143 +1,150 @@
-"""Which pictures are measured, and how each of them becomes one score.
+"""Protocols: in which conditions a picture is shown to the detectors.
 
-`published`: the file as it is, the whole picture, the largest face. It is how the literature measures, and
-much of what it finds can be file format: see the audit in `bench.tables`.
+`published`: the file as it is, the whole picture, its largest face. It is how the literature measures, and much
+of what it finds can be file format: see `bench.audit`.
 
-`equalised`: the crop of the largest face of every picture, brought to one size, one codec and one quality.
-All go down, since enlarging poor photographs to the size of generated ones is a shortcut of its own: crops
-smaller than MIN_SIDE are left out.
+`equalised`: the crop of the largest face, brought to one size, one codec and one quality, the file padded to one
+length. At two sizes, since equalising too hard destroys what could honestly be seen: 256 px for every face, and
+512 px for faces whose crop is at least that large. At 256 px smaller crops are enlarged, which is a trace of its
+own: the share of enlarged crops stands in the tables, and the audit's second number sees it.
 
-A picture without a score is never dropped silently: it carries the reason and is counted in every table.
+`delivery`: what sites do to a picture afterwards, done to the equalised one; see `bench.delivery`.
+
+A picture without a view is never dropped silently: it carries the reason and is counted in every table.
 """
 
 import hashlib
 import io
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lensborn import defaults
+from lensborn.bench.delivery import STEPS, equalise
+from lensborn.bench.views import View
 from lensborn.datasets.pictures import Picture
-from lensborn.detector import Detector, read_faces
-from lensborn.faces import crop_face
+from lensborn.detector import READ_AHEAD
+from lensborn.faces import FaceFinder, crop_face, crop_square
+from lensborn.photo import UnreadableError, decode_photo
 
-SIDE = 192  # of the equalised crop, px: 95 % of the web's portraits have a crop of nearly that size
-MIN_SIDE = 160  # smaller crops would be enlarged by more than 1.2
-QUALITY = 95  # of the equalised JPEG, without chroma subsampling
+Reason = Literal["no_face", "unreadable", "too_small", "seen"]
+REASONS: tuple[Reason, ...] = ("no_face", "unreadable", "too_small", "seen")
 
-Reason = Literal["no_face", "unreadable", "too_small"]
-REASONS: tuple[Reason, ...] = ("no_face", "unreadable", "too_small")
+PUBLISHED = "published"
+EQUALISED = "equalised-256"  # every face; the other size is for faces that have it
+SIDES = {EQUALISED: 256, "equalised-512": 512}  # px
+SMALLEST = {EQUALISED: defaults.MIN_CROP_PX, "equalised-512": 512}  # side of the crop in the picture, px
+DELIVERY = tuple(f"delivery/{name}" for name in STEPS)
 
-
-@dataclass(frozen=True)
-class Container:
-    """What a file gives away before a pixel is decoded. Sizes in px and bytes; table mean 0 without JPEG."""
-
-    width: int
-    height: int
-    size: int
-    format: str
-    quantisation: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A score with its p-value and the container it was read from, or else the reason why there is none."""
-
-    score: float = math.nan
-    p_value: float = math.nan
-    reason: Reason | None = None
-    container: Container | None = None
+#: The conditions of each protocol. Those of `delivery` include the equalised pictures that they start from.
+PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "published": (PUBLISHED,),
+    "equalised": tuple(SIDES),
+    "delivery": (EQUALISED, *DELIVERY),
+}
 
 
 @dataclass(frozen=True)
-class Result:
-    """A picture and what a protocol made of it; `sha256` of the file's bytes, "" where it cannot be read."""
+class Seen:
+    """A picture with its view in each condition, or the reason why there is none.
+
+    `side`: of the face crop in the picture, px; 0 without a face. `sha256`: of the file, "" where unreadable.
+    `pixels`: of the picture, 0 where unreadable.
+    """
 
     picture: Picture
-    measured: Measured
     sha256: str
+    side: float
+    pixels: int
+    views: dict[str, View | Reason]
 
 
-Protocol = Callable[[Detector, Iterable[Path]], Iterator[Measured]]  # one Measured a path, in order
+def conditions_of(protocols: Iterable[str]) -> list[str]:
+    """The conditions of some protocols, each once, in order."""
+    return list(dict.fromkeys(condition for name in protocols for condition in PROTOCOLS[name]))
 
 
-def read_container(file: Path | io.BytesIO, width: int, height: int) -> Container:
-    """The container of a picture of known size; format "other" where Pillow does not open it."""
-    size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else file.stat().st_size
-    try:
-        with Image.open(file) as image:  # decodes no pixels
-            tables = getattr(image, "quantization", None) or {}
-            mean = float(np.mean([np.mean(table) for table in tables.values()])) if tables else 0.0
-            return Container(width, height, size, image.format or "other", mean)
-    except Exception:  # HEIC, or a header that only `read_photo` takes
-        return Container(width, height, size, "other", 0.0)
+def is_delivery(condition: str) -> bool:
+    """Whether a condition is a step of `delivery`."""
+    return condition in DELIVERY
 
 
-def published(detector: Detector, paths: Iterable[Path]) -> Iterator[Measured]:
-    """The score of the largest face of each file as it is."""
-    for detection in detector.detect_many(paths):
-        if detection.status == "unreadable" or detection.width is None or detection.height is None:
-            yield Measured(reason="unreadable")
-        elif not detection.faces:
-            yield Measured(reason="no_face")
-        else:
-            face = detection.faces[0]
-            container = read_container(Path(detection.path), detection.width, detection.height)
-            yield Measured(face.score, face.p_value, None, container)
+def show(
+    pictures: Iterable[Picture], conditions: Sequence[str], known: frozenset[str] = frozenset()
+) -> Iterator[Seen]:
+    """Each picture in every condition, in order; a thread prepares a few pictures ahead.
 
-
-def equalised(detector: Detector, paths: Iterable[Path]) -> Iterator[Measured]:
-    """The score of the largest face's crop, each at one size and one quality (see the module's head).
-
-    Its p-value is that of the bundle's calibration, which was made on crops of any size and quality: how many
-    photographs it flags here is measured, not promised.
+    `known`: pictures not to be shown, by the first 16 digits of their SHA-256; their reason is "seen".
     """
-    for photo in read_faces(paths, replace(detector.preprocessing, size=SIDE)):
-        if photo.error is not None:
-            yield Measured(reason="unreadable")
-        elif not photo.faces:
-            yield Measured(reason="no_face")
-        elif photo.sides[0] < MIN_SIDE:
-            yield Measured(reason="too_small")
-        else:
-            stream = io.BytesIO(equalise(photo.crops[0]))
-            score = detector.score(_decoded(stream, detector.preprocessing.size)[None])
-            p_value = detector.conformal.p_values(score)
-            yield Measured(float(score[0]), float(p_value[0]), None, read_container(stream, SIDE, SIDE))
+    finder = FaceFinder()
+    waiting: deque[Future[Seen]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for picture in pictures:
+            waiting.append(pool.submit(_show, picture, finder, conditions, known))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def equalise(crop: NDArray[np.uint8]) -> bytes:
-    """JPEG bytes of a (SIDE, SIDE, 3) uint8 RGB crop, with the tables and subsampling of all others."""
-    stream = io.BytesIO()
-    Image.fromarray(crop).save(stream, "JPEG", quality=QUALITY, subsampling=0)
-    return stream.getvalue()
-
-
-def _decoded(stream: io.BytesIO, size: int) -> NDArray[np.uint8]:
-    """The picture at the encoder's input size, resized as THE crop is: (size, size, 3) uint8."""
-    with Image.open(stream) as image:
-        return crop_face(np.asarray(image), (0, 0, SIDE, SIDE), size, scale=1)
-
-
-PROTOCOLS: dict[str, Protocol] = {"published": published, "equalised": equalised}
-
-
-def measure(pictures: Sequence[Picture], protocol: str, detector: Detector) -> Iterator[Result]:
-    """Each picture through a protocol of PROTOCOLS, in order."""
-    measured = PROTOCOLS[protocol](detector, [picture.path for picture in pictures])
-    for picture, outcome in zip(pictures, measured, strict=True):
-        yield Result(picture, outcome, _sha256(picture.path))
-
-
-def _sha256(path: Path) -> str:
+def _show(picture: Picture, finder: FaceFinder, conditions: Sequence[str], known: frozenset[str]) -> Seen:
+    sha256 = ""
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""
+        data = picture.read()
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256[:16] in known:
+            return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "seen"))
+        pixels = decode_photo(data).pixels
+    except UnreadableError:
+        return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "unreadable"))
+    faces = finder.find(pixels)
+    if not faces:
+        return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "no_face"))
+    box = faces[0].box
+    _, _, side = crop_square(box, pixels.shape[1], pixels.shape[0])
+    equalised = {
+        condition: equalise(crop_face(pixels, box, SIDES[condition]))
+        for condition in SIDES
+        if side >= SMALLEST[condition] and _wanted(condition, conditions)
+    }
+    views: dict[str, View | Reason] = {}
+    for condition in conditions:
+        if condition == PUBLISHED:
+            views[condition] = View(data, box, picture.name, condition)
+        elif condition in equalised:
+            views[condition] = _whole(equalised[condition], picture.name, condition)
+        elif is_delivery(condition) and EQUALISED in equalised:
+            step = STEPS[condition.removeprefix("delivery/")]
+            delivered = step.apply(_decoded(equalised[EQUALISED]))
+            views[condition] = _whole(delivered, picture.name, condition)
+        else:
+            views[condition] = "too_small"
+    return Seen(picture, sha256, side, pixels.shape[0] * pixels.shape[1], views)
+
+
+def _wanted(size: str, conditions: Sequence[str]) -> bool:
+    return size in conditions or (size == EQUALISED and any(map(is_delivery, conditions)))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def _whole(data: bytes, name: str, condition: str) -> View:
+    """A view all of which is the face crop."""
+    with Image.open(io.BytesIO(data)) as image:  # decodes no pixels
+        return View(data, (0.0, 0.0, float(image.width), float(image.height)), name, condition)
+
+
+def native_crop(view: View) -> NDArray[np.uint8]:
+    """The pixels of the face crop as they are, without resampling: (S, S, 3) uint8."""
+    height, width = view.pixels.shape[:2]
+    x, y, side = (round(value) for value in crop_square(view.box, width, height))
+    return view.pixels[y : y + side, x : x + side]

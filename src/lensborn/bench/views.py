@@ -12,15 +12,16 @@ from lensborn.photo import decode_photo
 
 @dataclass(frozen=True)
 class View:
-    """A picture as a protocol delivers it.
+    """A picture as a condition of a protocol delivers it.
 
     `data`: the coded file (JPEG, PNG, ...). `box`: x, y, width, height of the face, in pixels of the upright
-    picture. `name`: of the picture it came from.
+    picture. `name`: of the picture it came from. `condition`: see `bench.protocols`.
     """
 
     data: bytes
     box: Box
     name: str
+    condition: str
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:

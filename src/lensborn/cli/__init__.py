@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 import lensborn
+from lensborn.cli.bench import bench
 from lensborn.cli.detect import detect
 from lensborn.cli.evaluate import evaluate
 from lensborn.cli.fit import fit
 from lensborn.cli.info import info
 from lensborn.cli.manipulations import manipulations
+from lensborn.cli.paper import paper
 from lensborn.cli.prepare import prepare
 from lensborn.cli.pretrain import pretrain
 
@@ -20,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback as Python prints it, without the values of variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (detect, prepare, pretrain, fit, evaluate, info, manipulations):
+for verb in (detect, prepare, pretrain, fit, evaluate, bench, paper, info, manipulations):
     app.command()(verb)
 
 

@@ -109,6 +109,7 @@ def fit(
     from lensborn.datasets.corpus import CorpusError  # noqa: PLC0415
     from lensborn.detector import Detector  # noqa: PLC0415
     from lensborn.features import Encoder, read_encoder  # noqa: PLC0415
+    from lensborn.photo import digest_of  # noqa: PLC0415
 
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists: choose another, or add --overwrite", param_hint="--out")
@@ -152,6 +153,7 @@ def fit(
             shrinkage=shrinkage,
             l2_normalise=l2,
             seed=seed,
+            seen=(digest_of(item.file)[:16] for item in items),
         )
         bundle = detector.save(out, overwrite=overwrite)
     except ValueError as error:

@@ -24,7 +24,7 @@ def manipulations(
 
     from lensborn.faces import FaceFinder, crop_face, crop_square  # noqa: PLC0415
     from lensborn.photo import UnreadableError, read_photo  # noqa: PLC0415
-    from lensborn.pretext.manipulations import MANIPULATIONS, PIECEWISE, PRISTINE, manipulate, usable  # noqa: PLC0415
+    from lensborn.pretext.manipulations import MANIPULATIONS, PIECEWISE, PRISTINE, allows, manipulate  # noqa: PLC0415
 
     names = (PRISTINE, *MANIPULATIONS, PIECEWISE)
     finder = FaceFinder()
@@ -38,7 +38,7 @@ def manipulations(
         for face in finder.find(photo.pixels):
             x, y, square = crop_square(face.box, photo.width, photo.height)
             landmarks = (face.landmarks.astype(np.float64) - (x, y)) * (side / square)
-            if not usable(landmarks, side):
+            if not all(allows(landmarks, side, name) for name in MANIPULATIONS):
                 continue
             crop = crop_face(photo.pixels, face.box, side)
             rng = np.random.default_rng(seed)

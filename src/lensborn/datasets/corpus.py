@@ -55,8 +55,9 @@ class Crop:
     """One face crop of a corpus.
 
     `tags`: (4,) float64 in the order of `TAGS` (f-number, seconds, millimetres, ISO), positive; NaN where the
-    photograph does not say. `landmarks`: (5, 2) float32 in pixels of the saved crop, or None. `size`: side of
-    the saved crop in pixels.
+    photograph does not say. `landmarks`: (5, 2) float32 in pixels of the saved crop, NaN where one is not known,
+    or None. `size`: side of the saved crop in pixels. `box`: x, y, width, height of the face in a picture that is
+    not cut yet, in pixels.
     """
 
     file: Path
@@ -66,14 +67,19 @@ class Crop:
     landmarks: npt.NDArray[np.float32] | None
     size: int
     row: Mapping[str, str]
+    box: tuple[float, float, float, float] | None = None
 
 
 def read_corpus(folder: str | Path) -> list[Crop]:
-    """Read the crops of a corpus, in the order of the table; the pictures are not opened.
+    """Read the crops of a corpus, in the order of the table, or those of FDF; the pictures are not opened.
 
     Raises CorpusError where the table is missing or malformed.
     """
+    from lensborn.datasets.fdf import is_fdf, read_fdf  # noqa: PLC0415 - which makes crops itself
+
     folder = Path(folder)
+    if not (folder / TABLE).exists() and is_fdf(folder):
+        return read_fdf(folder)
     return [_crop(folder, line, row) for line, row in enumerate(read_table(folder), start=2)]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lensborn import defaults
+from lensborn.datasets.generators import canonical
 from lensborn.photo import UnreadableError, find_photos, open_regular
 
 Label = Literal["real", "fake"]
@@ -39,8 +40,8 @@ class Picture:
 
     def read(self) -> bytes:
         """The coded picture. Raises UnreadableError where it is missing, no plain file, or too large."""
-        with open_regular(self.path) as file:
-            offset, length = self.span or (0, -1)
+        offset, length = self.span or (0, defaults.MAX_FILE_BYTES)
+        with open_regular(self.path, max_bytes=None if self.span else defaults.MAX_FILE_BYTES) as file:
             if length > defaults.MAX_FILE_BYTES:
                 raise UnreadableError("larger than a picture may be: leave it out")
             file.seek(offset)
@@ -64,7 +65,7 @@ def pictures_of_folder(name: str, folder: Path, label: Label) -> list[Picture]:
 
 
 def pictures_of_table(table: Path) -> list[Picture]:
-    """The pictures of a CSV table: columns file, label (real or fake), set, and source if there is one.
+    """The pictures of a CSV table: columns file, label (real or fake), set or generator, and source if known.
 
     `file` is relative to the table's folder and is the picture's name. Raises PictureSetError, with the line,
     where the table is no such table.
@@ -77,6 +78,7 @@ def pictures_of_table(table: Path) -> list[Picture]:
     pictures = []
     for line, row in enumerate(rows, start=2):
         file, name, label = row.get("file"), row.get("set"), row.get("label")
+        name = name or canonical(row.get("generator") or "")
         if not file or not name or label not in LABELS:
             raise PictureSetError(f"{table}, record {line}: needs file, set, and label (real or fake)")
         if Path(file).is_absolute():

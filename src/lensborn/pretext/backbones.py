@@ -5,15 +5,20 @@ EfficientNet-Lite0 (Tan and Le, 2019; the "lite" variant without squeeze-and-exc
 names of efficientnet_pytorch. A backbone maps (N, 3, S, S), normalised, to pooled features (N, width).
 """
 
+import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lensborn import defaults
+
+MAX_CHECKPOINT_BYTES = 8 * 2**30  # the largest published encoder that people use here has 2 GB
 
 
 class Bottleneck(nn.Module):
@@ -187,7 +192,11 @@ def load_pretrained(backbone: nn.Module, path: Path) -> int:
     timm, efficientnet_pytorch and EXIF-as-Language checkpoints load. Raises ValueError when convolutions or
     normalisations of the backbone are missing or have another shape.
     """
-    found = _read_tensors(path)
+    return load_tensors(backbone, read_tensors(path), path.name)
+
+
+def load_tensors(backbone: nn.Module, found: Mapping[str, Tensor], name: str) -> int:
+    """Loads tensors by name as `load_pretrained` does; `name`: of the checkpoint, for errors."""
     wanted = backbone.state_dict()
     first = next(iter(wanted))
     prefixes = [key[: -len(first)] for key in found if key.endswith(first)]
@@ -199,16 +208,41 @@ def load_pretrained(backbone: nn.Module, path: Path) -> int:
             backbone.load_state_dict(fits, strict=False)
             return len(fits)
     raise ValueError(
-        f"{path.name} does not fit this backbone (no set of tensors around {first!r} is complete): "
+        f"{name} does not fit this backbone (no set of tensors around {first!r} is complete): "
         f"choose the --backbone that the checkpoint was made for; known: {', '.join(BACKBONES)}"
     )
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a published checkpoint by name: safetensors, or a torch file that holds nothing else.
+
+    Raises ValueError, naming the remedy, for a missing, damaged or oversized file, and for what would run code on
+    loading: pickled objects and TorchScript archives.
+    """
+    convert = "convert its state dict to safetensors"
+    try:
+        if path.stat().st_size > MAX_CHECKPOINT_BYTES:
+            raise ValueError(f"{path.name} is larger than {MAX_CHECKPOINT_BYTES // 2**30} GiB: {convert}")
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise ValueError(f"{path.name} is a TorchScript archive, which is a program: {convert}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else str(error)
+        raise ValueError(f"{path.name} cannot be read as plain tensors ({reason}): {convert}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no tensors by name: {convert}")
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}

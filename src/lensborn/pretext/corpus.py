@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from lensborn.datasets.corpus import Crop, split_of
-from lensborn.faces import crop_face
+from lensborn.faces import crop_face, crop_square
 from lensborn.photo import read_photo
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
 
@@ -88,8 +88,7 @@ class PretextDataset(Dataset[dict[str, Tensor]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch, index])
         crop = self.crops[index]
-        image = read_photo(crop.file).pixels
-        landmarks = None if crop.landmarks is None else crop.landmarks.astype(np.float64)
+        image, landmarks = _face(crop)
         if self.delivery and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
             if landmarks is not None:
@@ -113,6 +112,17 @@ class PretextDataset(Dataset[dict[str, Tensor]]):
             x, y = rng.uniform(0, face.shape[1] - side), rng.uniform(0, face.shape[0] - side)
             box = (x, y, side, side)
         return torch.from_numpy(crop_face(face, box, self.size, scale=1.0).transpose(2, 0, 1).copy())
+
+
+def _face(crop: Crop) -> tuple[Image, NDArray[np.float64] | None]:
+    """The crop's pixels and landmarks; a picture that is not cut yet is cut, and not resized."""
+    image = read_photo(crop.file).pixels
+    landmarks = None if crop.landmarks is None else crop.landmarks.astype(np.float64)
+    if crop.box is None:
+        return image, landmarks
+    x, y, side = (round(value) for value in crop_square(crop.box, image.shape[1], image.shape[0]))
+    cut = np.ascontiguousarray(image[y : y + side, x : x + side])
+    return cut, None if landmarks is None else landmarks - (x, y)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

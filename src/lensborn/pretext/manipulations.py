@@ -22,6 +22,8 @@ PIECEWISE = "piecewise"
 #: The four of the paper, drawn with equal probability by `draw_manipulation`; PIECEWISE is an option.
 MANIPULATIONS = (EYE_FLIP, MOUTH_FLIP, MOUTH_UPSIDE_DOWN, AFFINE)
 
+#: Landmarks that a flip in place needs; the others need none.
+_NEEDS = {EYE_FLIP: [0, 1], MOUTH_FLIP: [0, 1, 3, 4], MOUTH_UPSIDE_DOWN: [0, 1, 3, 4]}
 #: Half axes (along the eye line, across it) of the elliptic parts: eyes in eye distances, mouth in mouth widths.
 EYE_RADII = (0.34, 0.22)
 MOUTH_RADII = (0.72, 0.42)
@@ -37,16 +39,16 @@ def draw_manipulation(
 ) -> str:
     """Name of a manipulation that this face allows, drawn uniformly; without usable landmarks a global one.
 
-    `landmarks` is (5, 2), in pixels of a crop with this `side`, or None.
+    `landmarks` is (5, 2), in pixels of a crop with this `side`, NaN where one is not known, or None.
     """
-    if not usable(landmarks, side):
-        names = [name for name in names if name in (AFFINE, PIECEWISE)] or [AFFINE]
-    return str(rng.choice(list(names)))
+    return str(rng.choice([name for name in names if allows(landmarks, side, name)] or [AFFINE]))
 
 
-def usable(landmarks: Floats | None, side: int) -> bool:
-    """Whether eyes and mouth are known and far enough apart to be flipped in place."""
-    if landmarks is None or not np.isfinite(landmarks).all():
+def allows(landmarks: Floats | None, side: int, name: str) -> bool:
+    """Whether what a manipulation flips in place is known, of a face whose eyes are far enough apart."""
+    if name not in _NEEDS:
+        return True
+    if landmarks is None or not np.isfinite(landmarks[_NEEDS[name]]).all():
         return False
     return bool(np.linalg.norm(landmarks[1] - landmarks[0]) >= MIN_EYE_DISTANCE * side)
 
@@ -138,8 +140,10 @@ def _parts(
         return []
     if name not in (EYE_FLIP, MOUTH_FLIP, MOUTH_UPSIDE_DOWN):
         raise ValueError(f"unknown manipulation {name!r}: use one of {(*MANIPULATIONS, PIECEWISE, PRISTINE)}")
-    if landmarks is None or not usable(landmarks, side):
-        raise ValueError(f"{name} needs both eyes and the mouth: draw a global manipulation for this face")
+    if landmarks is None or not allows(landmarks, side, name):
+        raise ValueError(
+            f"{name} needs landmarks that this face lacks: draw a global manipulation for this face"
+        )
     left_eye, right_eye, _, left_mouth, right_mouth = np.asarray(landmarks, dtype=np.float64)
     eye_distance = float(np.linalg.norm(right_eye - left_eye))
     axis = (right_eye - left_eye) / eye_distance

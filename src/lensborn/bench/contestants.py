@@ -1,0 +1,198 @@
+"""Detectors under test: a bundle, a frozen encoder under our mixture, anyone's function, or a table of scores.
+
+Every contestant observes the same views. An observation is either the score itself or, for encoders, a feature
+from which scores follow: under the bundle's own mixture, or under a mixture that the benchmark fits to the
+reference half of each photographic set (see `bench.judging`).
+
+A stranger's detector is a function `score(views) -> scores`, higher = more anomalous, one number a view; it is
+named by an entry point of the group `lensborn.detectors`, or as `module:function`.
+"""
+
+import csv
+import hashlib
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lensborn.bench.views import View
+from lensborn.detector import Detector
+
+GROUP = "lensborn.detectors"
+Floating = NDArray[np.float32] | NDArray[np.float64]
+ScoreFunction = Callable[[Sequence[View]], ArrayLike]
+
+
+class ContestantError(ValueError):
+    """A detector that cannot be measured; the message names the remedy."""
+
+
+class FeatureExtractor(Protocol):
+    """A frozen encoder, as `features.Encoder` and `bench.extractors` are: crops in, features out."""
+
+    size: int
+
+    def encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (N, D) of crops (N, size, size, 3) uint8 RGB."""
+        ...
+
+
+class Contestant(Protocol):
+    """A detector under test.
+
+    `sha256`: of what decides its scores, "" where unknown: then nothing it says is kept for a resumed run.
+    `threshold`: scores of at least that are flagged, by its own calibration; None where it has none.
+    `judges`: whether it has scores of its own. `refits`: whether its observations are features, to which the
+    benchmark fits densities. `seen`: the first 16
+    digits of the SHA-256 of the pictures that it was made from, as far as it tells.
+    """
+
+    name: str
+    sha256: str
+    threshold: float | None
+    judges: bool
+    refits: bool
+    seen: frozenset[str]
+
+    def observe(self, views: Sequence[View]) -> Floating:
+        """Observations (N, D), D = 1 for scores; NaN where there is none."""
+        ...
+
+    def scores(self, observed: Floating) -> NDArray[np.float64]:
+        """Its own scores (N,) of observations (N, D); only of a contestant that judges."""
+        ...
+
+
+class BundleContestant:
+    """A bundle: its own scores and calibration, and features for densities fitted here."""
+
+    def __init__(self, detector: Detector, *, refits: bool) -> None:
+        """Put a detector to the test, also under densities fitted here if `refits`."""
+        self.detector = detector
+        self.name = detector.info.name
+        self.sha256 = detector.info.sha256 or ""
+        # p <= alpha exactly above the conformal threshold, and a score of at least `threshold` is flagged
+        self.threshold: float | None = np.nextafter(detector.conformal.threshold(detector.info.alpha), np.inf)
+        self.judges = True
+        self.refits = refits
+        self.seen = detector.seen
+
+    def observe(self, views: Sequence[View]) -> Floating:
+        """Features of the views' face crops."""
+        return _encode(self.detector.encoder, views)
+
+    def scores(self, observed: Floating) -> NDArray[np.float64]:
+        """See Contestant."""
+        return self.detector.mixture.score(observed)
+
+
+@dataclass
+class EncoderContestant:
+    """A frozen encoder that has no density but those fitted here."""
+
+    name: str
+    sha256: str
+    encoder: FeatureExtractor
+    threshold: float | None = None
+    judges: bool = False
+    refits: bool = True
+    seen: frozenset[str] = frozenset()
+
+    def observe(self, views: Sequence[View]) -> Floating:
+        """Features of the views' face crops."""
+        return _encode(self.encoder, views)
+
+    def scores(self, observed: Floating) -> NDArray[np.float64]:
+        """Raises ContestantError: a frozen encoder has none."""
+        raise ContestantError(f"{self.name} has no density of its own: fit one with `lensborn fit`")
+
+
+@dataclass
+class FunctionContestant:
+    """A function from views to scores."""
+
+    name: str
+    function: ScoreFunction
+    sha256: str = ""
+    threshold: float | None = None
+    judges: bool = True
+    refits: bool = False
+    seen: frozenset[str] = frozenset()
+
+    def observe(self, views: Sequence[View]) -> Floating:
+        """The function's scores. Raises ContestantError unless they are one number a view."""
+        scores = np.asarray(self.function(views), dtype=np.float64)
+        if scores.shape != (len(views),):
+            raise ContestantError(
+                f"{self.name} gave scores of shape {scores.shape} for {len(views)} views: it must give one a view"
+            )
+        return np.where(np.isfinite(scores), scores, math.nan)[:, None]
+
+    def scores(self, observed: Floating) -> NDArray[np.float64]:
+        """See Contestant."""
+        return np.asarray(observed[:, 0], dtype=np.float64)
+
+
+def contestant(spec: str | None, *, refits: bool = False) -> Contestant:
+    """The detector that a user names: a bundle's folder, a CSV of scores, an entry point, or module:function.
+
+    None is the shipped bundle. Raises ContestantError, or BundleError for a damaged bundle.
+    """
+    if spec is None:
+        return BundleContestant(Detector.load(), refits=refits)
+    path = Path(spec)
+    if path.is_dir():
+        return BundleContestant(Detector.load(path), refits=refits)
+    if path.suffix.lower() == ".csv":
+        return scores_of_table(path)
+    if found := list(entry_points(group=GROUP, name=spec)):
+        return FunctionContestant(spec, found[0].load())
+    module, _, attribute = spec.partition(":")
+    if not attribute:
+        known = sorted(point.name for point in entry_points(group=GROUP))
+        raise ContestantError(
+            f"no detector {spec!r}: give a bundle's folder, a CSV of scores, module:function, or an entry point "
+            f"of the group {GROUP} (installed: {', '.join(known) or 'none'})"
+        )
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ContestantError(f"{spec} cannot be imported ({error}): put its folder on PYTHONPATH") from error
+    return FunctionContestant(attribute if attribute != "score" else module, function)
+
+
+def scores_of_table(path: Path) -> Contestant:
+    """A detector given by its scores: columns file (the picture's name), score, and optionally condition.
+
+    Without the column `condition` the scores are those of the published files. Raises ContestantError.
+    """
+    scores: dict[tuple[str, str], float] = {}
+    try:
+        content = path.read_bytes()
+        rows = csv.DictReader(content.decode("utf-8-sig").splitlines())
+        for line, row in enumerate(rows, start=2):
+            try:
+                scores[row.get("condition") or "published", row["file"]] = float(row["score"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ContestantError(
+                    f"{path.name}, record {line}: needs file and a numeric score"
+                ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ContestantError(f"{path.name} cannot be read as a CSV table in UTF-8: {error}") from error
+    if not scores:
+        raise ContestantError(f"{path.name} has no rows")
+
+    def look_up(views: Sequence[View]) -> list[float]:
+        return [scores.get((view.condition, view.name), math.nan) for view in views]
+
+    return FunctionContestant(path.stem, look_up, hashlib.sha256(content).hexdigest())
+
+
+def _encode(encoder: FeatureExtractor, views: Sequence[View]) -> NDArray[np.float32]:
+    return encoder.encode(np.stack([view.crop(encoder.size) for view in views]))

@@ -1,0 +1,126 @@
+import bz2
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lensborn.datasets.corpus import CorpusError, read_corpus
+from lensborn.datasets.fdf import parse_line, parse_tag, photo_of
+
+LANDMARKS = [[0.5, 0.5], [0.6, 0.4], [0.4, 0.4], [0.7, 0.4], [0.3, 0.4], [0.8, 0.9], [0.2, 0.9]]
+ROW = (
+    "10\tExif+IFD0.Make:Canon,Exif+SubIFD.Exposure+Time:1%2F125+sec,Exif+SubIFD.F-Number:F2.8,"
+    "Exif+SubIFD.Focal+Length:50.0+mm,Exif+SubIFD.ISO+Speed+Ratings:400\n"
+)
+NOTE = {
+    "EXIF": {
+        "Exposure Time": "1/125 sec",
+        "Aperture Value": "F2.8",
+        "Focal Length": "50.0 mm",
+        "ISO Speed Ratings": "400",
+    }
+}
+
+
+def face(photo="10", **changed):
+    return {
+        "author": "someone",
+        "bounding_box": [0.25, 0.25, 0.75, 0.75],
+        "landmark": LANDMARKS,
+        "photo_url": f"http://www.flickr.com/photos/12@N00/{photo}/",
+    } | changed
+
+
+def fdf(root, faces, images="images/128"):
+    folder = root / "FDF" / "data" / "fdf"
+    (folder / images).mkdir(parents=True)
+    (folder / "fdf_metainfo.json").write_text(json.dumps(faces))
+    for index in faces:
+        Image.new("RGB", (128, 128)).save(folder / images / f"{index}.png")
+    return root
+
+
+def check(crop):
+    np.testing.assert_allclose(crop.tags, [2.8, 1 / 125, 50, 400])
+    assert (crop.photo, crop.source) == ("10", "someone")
+    assert crop.box == (32, 32, 64, 64)
+    np.testing.assert_allclose(crop.landmarks[:3], [[51.2, 51.2], [76.8, 51.2], [64, 64]], rtol=1e-5)
+    assert np.isnan(crop.landmarks[3:]).all()
+
+
+def test_rows_of_yfcc100m(tmp_path):
+    fdf(tmp_path, {"0": face(), "1": face("11")})
+    (tmp_path / "yfcc100m_exif").write_text("9\tx\n" + ROW + "11\t\n")
+    (crop,) = read_corpus(tmp_path)  # photograph 11 has no EXIF
+    check(crop)
+
+
+def test_packed_rows(tmp_path):
+    fdf(tmp_path, {"0": face()})
+    (tmp_path / "yfcc100m_exif.bz2").write_bytes(bz2.compress(ROW.encode()))
+    check(read_corpus(tmp_path)[0])
+
+
+def test_a_json_file_a_photograph(tmp_path):
+    fdf(tmp_path, {"0": face(), "1": face("11"), "2": face("12")})
+    notes = tmp_path / "fdf_ccby2_exif_update_filtered_v2"
+    notes.mkdir()
+    (notes / "10.json").write_text(json.dumps(NOTE))
+    (notes / "11.json").write_text("{")
+    (crop,) = read_corpus(tmp_path)
+    check(crop)
+
+
+def test_fdf256_has_its_pictures_in_one_folder(tmp_path):
+    fdf(tmp_path, {"0": face()}, "images")
+    (tmp_path / "yfcc100m_exif").write_text(ROW)
+    (crop,) = read_corpus(tmp_path)
+    assert crop.box == (64, 64, 128, 128)
+
+
+@pytest.mark.parametrize("changed", [{"bounding_box": [1, 0, 0, 1]}, {"landmark": []}, {"landmark": None}])
+def test_a_face_without_a_place_is_left_out(tmp_path, changed):
+    fdf(tmp_path, {"0": face(**changed), "1": face()})
+    (tmp_path / "yfcc100m_exif").write_text(ROW)
+    assert [crop.file.stem for crop in read_corpus(tmp_path)] == ["1"]
+
+
+def test_what_is_missing_is_named(tmp_path):
+    fdf(tmp_path, {"0": face()})
+    with pytest.raises(CorpusError, match="yfcc100m_exif"):
+        read_corpus(tmp_path)
+    metainfo = next(tmp_path.rglob("fdf_metainfo.json"))
+    metainfo.write_text("[]")
+    with pytest.raises(CorpusError, match="metainfo"):
+        read_corpus(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1/125 sec", 0.008), ("1/125sec", 0.008), ("F2.8", 2.8), ("f/2.8", 2.8), ("28.0 mm", 28),
+        ("100", 100),
+        ("50/10", 5), ("2 sec", 2), ("F", math.nan), ("0/0", math.nan), ("", math.nan),
+        ("__import__('os')", math.nan),
+    ],
+)  # fmt: skip
+def test_tags_are_parsed_and_never_run(text, value):
+    assert parse_tag(text) == pytest.approx(value, nan_ok=True)
+
+
+@given(st.text(max_size=100))
+def test_any_text_is_a_number_or_none(text):
+    value = parse_tag(text)
+    assert math.isnan(value) or value >= 0
+    parse_line(text)
+    photo_of({"photo_url": text})
+
+
+def test_the_owner_falls_back_to_the_address():
+    assert photo_of({"photo_url": "http://www.flickr.com/photos/12@N00/10/"}) == ("10", "12@N00")
+    assert photo_of({"photo_url": "x", "user_nsid": "n"}) == ("", "n")
+    assert photo_of(None) == ("", "")

@@ -1,0 +1,77 @@
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from lensborn.bench import plots
+from lensborn.bench.delivery import STEPS
+
+
+def spread(name, value):
+    return {name: value, f"{name}_low": value - 0.05, f"{name}_high": value + 0.05}
+
+
+def auc_rows(sets):
+    return [
+        {"detector": who, "generated": f"generator {n}", **spread("auc", 0.3 + n / 60)}
+        for who in ("ours", "theirs")
+        for n in range(sets)
+    ]
+
+
+def delivery_rows():
+    steps = [{"family": step.family, "strength": step.strength} for step in STEPS.values()]
+    return [step | {"generated": "sd2.1", **spread("auc", 0.6)} for step in steps] + [
+        step | {"real": "ffhq", **spread("false_alarms", 0.06)} for step in steps
+    ]
+
+
+def points():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(60, 2)), ["ffhq"] * 30 + ["sd2.1"] * 30
+
+
+DRAWN = {
+    "auc of 3": lambda path: plots.auc_plot(auc_rows(3), path),
+    "auc of 26": lambda path: plots.auc_plot(auc_rows(26), path),
+    "delivery": lambda path: plots.delivery_plot(delivery_rows(), path),
+    "components": lambda path: plots.components_plot(
+        [
+            {"detector": "ours", "generated": "sd2.1", "n_components": k, **spread("auc", 0.6)}
+            for k in range(1, 17)
+        ],
+        path,
+    ),
+    "embedding": lambda path: plots.embedding_plot(*points(), path),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_plot_is_svg_and_the_same_twice(tmp_path, name):
+    first, second = tmp_path / "first.svg", tmp_path / "second.svg"
+    DRAWN[name](first)
+    DRAWN[name](second)
+    assert ElementTree.parse(first).getroot().tag.endswith("svg")  # noqa: S314 - our own file
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.svg", "second.svg"]
+
+
+def test_a_plot_that_fails_leaves_no_file(tmp_path):
+    with pytest.raises(KeyError):
+        plots.auc_plot([{"detector": "ours", "generated": "a", "auc": 0.5}], tmp_path / "plot.svg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_t_sne_keeps_groups_together_and_is_seeded():
+    pytest.importorskip("openTSNE")
+    rng = np.random.default_rng(0)
+    features = np.concatenate([rng.normal(0, 1, (30, 8)), rng.normal(8, 1, (30, 8))]).astype(np.float32)
+    found = plots.embed(features, 0)
+    assert found.shape == (60, 2)
+    np.testing.assert_array_equal(found, plots.embed(features, 0))
+    gap = np.linalg.norm(found[:30].mean(axis=0) - found[30:].mean(axis=0))
+    assert gap > 2 * found[:30].std()
+    with pytest.raises(ValueError, match="at least 10"):
+        plots.embed(features[:5], 0)
