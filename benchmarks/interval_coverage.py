@@ -1,12 +1,14 @@
 """How often the intervals of `lensborn bench` cover the truth, on simulated data sets.
 
-    python benchmarks/interval_coverage.py [--simulations 1000]
+    python benchmarks/interval_coverage.py [--simulations 1000] [--into docs/evaluation.md]
 
 Binormal scores of several sizes and AUCs; 40 sources of equal size in the clustered rows, whose source makes 80 %
-of a photograph's variance. Nominal: 0.95. Prints a table in Markdown.
+of a photograph's variance. Nominal: 0.95. Prints a table in Markdown, and writes it between the markers of a page.
 """
 
 import argparse
+import itertools
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
@@ -17,6 +19,7 @@ SIZES = ((100, 100, False), (300, 100, False), (700, 300, False), (240, 240, Tru
 AUCS = (0.5, 0.75, 0.95)
 REPLICATES = 400
 SOURCES = 40
+MARKERS = ("<!-- coverage:begin -->", "<!-- coverage:end -->")
 
 
 def truth(auc: float, n_real: int, n_fake: int) -> tuple[float, float, dict[str, float]]:
@@ -64,14 +67,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulations", type=int, default=1000)
-    simulations = parser.parse_args().simulations
-    print(f"| real / generated | AUC | {' | '.join(metrics.MEASURES)} |")
-    print(f"|{' --- |' * (len(metrics.MEASURES) + 2)}")
-    for n_real, n_fake, clustered in SIZES:
-        for auc in AUCS:
-            share = simulate(n_real, n_fake, clustered, auc, simulations)
-            cells = " | ".join(f"{share[name]:.3f}" for name in metrics.MEASURES)
-            print(f"| {n_real}{' of 40 sources' * clustered} / {n_fake} | {auc} | {cells} |", flush=True)
+    parser.add_argument("--into", type=Path)
+    arguments = parser.parse_args()
+    lines = [f"| real / generated | AUC | {' | '.join(metrics.MEASURES)} |"]
+    lines.append("|" + " --- |" * (len(metrics.MEASURES) + 2))
+    for (n_real, n_fake, clustered), auc in itertools.product(SIZES, AUCS):
+        share = simulate(n_real, n_fake, clustered, auc, arguments.simulations)
+        cells = " | ".join(f"{share[name]:.3f}" for name in metrics.MEASURES)
+        lines.append(f"| {n_real}{' of 40 sources' * clustered} / {n_fake} | {auc} | {cells} |")
+        print(lines[-1], flush=True)
+    if arguments.into:
+        before, rest = arguments.into.read_text().split(MARKERS[0])
+        after = rest.split(MARKERS[1])[1]
+        arguments.into.write_text("\n".join([before + MARKERS[0], *lines, MARKERS[1] + after]))
 
 
 if __name__ == "__main__":

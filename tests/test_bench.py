@@ -453,6 +453,16 @@ def test_the_papers_experiments_run(tiny_bundle, many, tmp_path, experiment):
         assert {row["n_components"] for row in content["rows"]} >= {1, 2}
 
 
+def test_a_place_that_cannot_be_written_is_named(tiny_bundle, sets, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    words = ["bench", "--real", f"cam={sets / 'r'}", "--fake", f"gen={sets / 'f'}", "--limit", 3]
+    words += ["--detector", tiny_bundle.path, "--protocol", "published"]
+    for out in ("file", "file/below"):
+        result = run(*words, "--out", tmp_path / out)
+        assert result.exit_code == 2, result.output
+        assert "Traceback" not in result.output
+
+
 def test_the_example_detector_fits_on_a_page():
     lines = (Path(__file__).parent.parent / "examples" / "highpass_detector.py").read_text().splitlines()
     assert len(lines) < 40

@@ -82,6 +82,25 @@ def test_fdf256_has_its_pictures_in_one_folder(tmp_path):
     assert crop.box == (64, 64, 128, 128)
 
 
+def test_training_sees_the_face_and_flips_only_what_is_known(tmp_path):
+    pytest.importorskip("torch")
+    from lensborn.pretext.corpus import PretextDataset
+    from lensborn.pretext.manipulations import AFFINE, EYE_FLIP, draw_manipulation
+
+    fdf(tmp_path, {"0": face()})
+    (tmp_path / "yfcc100m_exif").write_text(ROW)
+    picture = np.zeros((128, 128, 3), np.uint8)
+    picture[22:106, 22:106] = 200  # 1.3 times the box of 64 px about the centre
+    Image.fromarray(picture).save(next(tmp_path.rglob("0.png")))
+    (crop,) = read_corpus(tmp_path)
+    item = PretextDataset([crop], 64, seed=0, delivery=None)[0]
+    assert item["pristine"].shape == (3, 64, 64)
+    assert (item["pristine"] > 150).float().mean() > 0.97  # nothing of what surrounds the face
+    rng = np.random.default_rng(0)
+    drawn = {draw_manipulation(crop.landmarks, 83, rng) for _ in range(50)}
+    assert drawn == {EYE_FLIP, AFFINE}
+
+
 @pytest.mark.parametrize("changed", [{"bounding_box": [1, 0, 0, 1]}, {"landmark": []}, {"landmark": None}])
 def test_a_face_without_a_place_is_left_out(tmp_path, changed):
     fdf(tmp_path, {"0": face(**changed), "1": face()})

@@ -4,6 +4,7 @@ The same numbers give the same bytes. Colours are those of Okabe and Ito (2008),
 Both libraries come with `pip install 'lensborn[bench]'`.
 """
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,13 @@ _UNITS = {
 
 class PlotError(RuntimeError):
     """A plot cannot be drawn; the message names the remedy."""
+
+
+def check(*, t_sne: bool = False) -> None:
+    """Raises PlotError where a library is missing: to be known before a long run, not after it."""
+    for name in ("matplotlib", "openTSNE")[: 2 if t_sne else 1]:
+        if importlib.util.find_spec(name) is None:
+            raise PlotError(f"this needs {name}: pip install 'lensborn[bench]'")
 
 
 def auc_plot(rows: Sequence[Row], path: Path) -> None:
@@ -138,10 +146,9 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 
     Raises PlotError where openTSNE is missing, ValueError for fewer than 10 points.
     """
-    try:
-        from openTSNE import TSNE  # noqa: PLC0415
-    except ImportError as error:
-        raise PlotError("t-SNE needs openTSNE: pip install 'lensborn[bench]'") from error
+    check(t_sne=True)
+    from openTSNE import TSNE  # noqa: PLC0415
+
     if len(features) < 10:
         raise ValueError(f"t-SNE of {len(features)} pictures shows nothing: give at least 10")
     perplexity = min(30, (len(features) - 1) / 3)
@@ -152,11 +159,10 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 @contextmanager
 def _figure(path: Path, size: tuple[float, float], grid: tuple[int, int] | None = None) -> Iterator[Any]:
     """Axes, or a grid (rows, columns) of them, written to `path` aside and then renamed."""
-    try:
-        import matplotlib as mpl  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise PlotError("plots need matplotlib: pip install 'lensborn[bench]'") from error
+    check()
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         yield figure.subplots(*grid, squeeze=False) if grid else figure.subplots()

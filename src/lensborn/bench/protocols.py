@@ -15,6 +15,7 @@ A picture without a view is never dropped silently: it carries the reason and is
 
 import hashlib
 import io
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,8 +31,10 @@ from lensborn.bench.delivery import STEPS, equalise
 from lensborn.bench.views import View
 from lensborn.datasets.pictures import Picture
 from lensborn.detector import READ_AHEAD
-from lensborn.faces import FaceFinder, crop_face, crop_square
+from lensborn.faces import Box, FaceFinder, crop_face, crop_square
 from lensborn.photo import UnreadableError, decode_photo
+
+log = logging.getLogger(__name__)
 
 Reason = Literal["no_face", "unreadable", "too_small", "seen"]
 REASONS: tuple[Reason, ...] = ("no_face", "unreadable", "too_small", "seen")
@@ -101,13 +104,22 @@ def _show(picture: Picture, finder: FaceFinder, conditions: Sequence[str], known
         if sha256[:16] in known:
             return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "seen"))
         pixels = decode_photo(data).pixels
-    except UnreadableError:
+        faces = finder.find(pixels)
+        if not faces:
+            return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "no_face"))
+        box = faces[0].box
+        side = crop_square(box, pixels.shape[1], pixels.shape[0])[2]
+        views = _views(picture.name, data, pixels, box, side, conditions)
+        return Seen(picture, sha256, side, pixels.shape[0] * pixels.shape[1], views)
+    except Exception as error:  # a bad file never stops the others
+        if not isinstance(error, UnreadableError):
+            log.debug("unexpected error in %r", picture.name, exc_info=error)
         return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "unreadable"))
-    faces = finder.find(pixels)
-    if not faces:
-        return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "no_face"))
-    box = faces[0].box
-    _, _, side = crop_square(box, pixels.shape[1], pixels.shape[0])
+
+
+def _views(
+    name: str, data: bytes, pixels: NDArray[np.uint8], box: Box, side: float, conditions: Sequence[str]
+) -> dict[str, View | Reason]:
     equalised = {
         condition: equalise(crop_face(pixels, box, SIDES[condition]))
         for condition in SIDES
@@ -116,16 +128,15 @@ def _show(picture: Picture, finder: FaceFinder, conditions: Sequence[str], known
     views: dict[str, View | Reason] = {}
     for condition in conditions:
         if condition == PUBLISHED:
-            views[condition] = View(data, box, picture.name, condition)
+            views[condition] = View(data, box, name, condition)
         elif condition in equalised:
-            views[condition] = _whole(equalised[condition], picture.name, condition)
+            views[condition] = _whole(equalised[condition], name, condition)
         elif is_delivery(condition) and EQUALISED in equalised:
             step = STEPS[condition.removeprefix("delivery/")]
-            delivered = step.apply(_decoded(equalised[EQUALISED]))
-            views[condition] = _whole(delivered, picture.name, condition)
+            views[condition] = _whole(step.apply(_decoded(equalised[EQUALISED])), name, condition)
         else:
             views[condition] = "too_small"
-    return Seen(picture, sha256, side, pixels.shape[0] * pixels.shape[1], views)
+    return views
 
 
 def _wanted(size: str, conditions: Sequence[str]) -> bool:

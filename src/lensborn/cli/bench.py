@@ -131,15 +131,19 @@ def bench(
 
 @contextmanager
 def usage_errors() -> "Iterator[None]":
-    """Errors of what the user gave, as wrong usage."""
+    """Errors of what the user gave, and of the place to write to, as wrong usage."""
     from lensborn.bench.contestants import ContestantError  # noqa: PLC0415
+    from lensborn.bench.plots import PlotError  # noqa: PLC0415
     from lensborn.bundle import BundleError  # noqa: PLC0415
     from lensborn.datasets.pictures import PictureSetError  # noqa: PLC0415
 
     try:
         yield
-    except (PictureSetError, ContestantError, BundleError) as error:
+    except (PictureSetError, ContestantError, BundleError, PlotError) as error:
         raise typer.BadParameter(str(error)) from error
+    except OSError as error:  # what was seen so far is kept
+        reason = f"{error.strerror or error}: free the disk or grant access, and run it again"
+        raise typer.BadParameter(reason) from error
 
 
 def run(
@@ -155,7 +159,7 @@ def run(
     views: Path | None = None,
 ) -> None:
     """Observe, judge, print, and write where there is an `out`; raises Exit(1) where a file was unreadable."""
-    from lensborn.bench import report  # noqa: PLC0415
+    from lensborn.bench import plots, report  # noqa: PLC0415
     from lensborn.bench.judging import Refit, entries_of, needs_reference  # noqa: PLC0415
     from lensborn.bench.observing import export_views, observe  # noqa: PLC0415
     from lensborn.bench.tables import Judged, make_tables, score_rows  # noqa: PLC0415
@@ -187,7 +191,13 @@ def run(
     )
     _print(tables)
     if out is not None:
-        report.write_report(out, tables, score_rows(judged, entries), manifest)
+        try:
+            plots.check()
+            drawn = True
+        except plots.PlotError as error:
+            typer.echo(f"no plots: {error}", err=True)
+            drawn = False
+        report.write_report(out, tables, score_rows(judged, entries), manifest, plots=drawn)
         typer.echo(f"Written to {out}")
     if any("unreadable" in seen.reasons for seen in observed.conditions.values()):
         raise typer.Exit(1)

@@ -76,7 +76,7 @@ def paper(
 
     Exit status: 0 all files read, 1 some could not be (they are counted), 2 wrong usage.
     """
-    from lensborn.bench import experiments, report  # noqa: PLC0415
+    from lensborn.bench import experiments, plots, report  # noqa: PLC0415
     from lensborn.bench.contestants import contestant  # noqa: PLC0415
     from lensborn.bench.observing import observe  # noqa: PLC0415
     from lensborn.datasets.layouts import read_pictures  # noqa: PLC0415
@@ -86,6 +86,8 @@ def paper(
     words += [word for spec in encoder or [] for word in ("--encoder", without_folder(spec))]
     words += ["--fitted-to", fitted_to, "--condition", condition.value]
     with usage_errors():
+        if experiment.startswith("fig"):
+            plots.check(t_sne=experiment is Experiment.FIG5)
         pictures = [picture for path in data or [] for picture in read_pictures(path, layout)]
         pictures = choose([*pictures, *given_pictures(real, fake, table)], limit, seed)
         known = sorted({picture.set for picture in pictures if picture.label == "real"})
