@@ -237,6 +237,16 @@ def test_tables_of_known_scores():
     assert not tables.comparisons
 
 
+def test_a_threshold_from_too_few_photographs_is_none():
+    observed = made(range(30), ["real"] * 20 + ["fake"] * 10, ["r"] * 20 + ["f"] * 10, EQUALISED)
+    judged = Judged(observed, reference=True, alpha=0.05, refit=Refit())
+    tables = make_tables(judged, entries_of([FunctionContestant("f", len)]), seed=0)
+    row = tables.pairs[0]
+    assert row["auc"] == 1
+    assert row["accuracy"] is row["found"] is tables.summary[0]["macro_accuracy"] is None
+    assert tables.photographs[0]["flagged"] is None
+
+
 # --- contestants --------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,8 @@ Strings = NDArray[np.str_]
 Curve = tuple[Floats, Floats]  # flagged fakes, flagged reals: (replicates, thresholds + 1), from none to all
 Statistic = Callable[[Curve], Floats]  # (replicates,)
 
-MEASURES = ("auc", "ap", "tpr_at_1", "tpr_at_5", "accuracy", "balanced_accuracy", "found", "false_alarms")
+AT_THRESHOLD = ("accuracy", "balanced_accuracy", "found", "false_alarms")
+MEASURES = ("auc", "ap", "tpr_at_1", "tpr_at_5", *AT_THRESHOLD)
 _BY_PERCENTILES = ("tpr_at_1", "tpr_at_5")
 
 REPLICATES = 1000

@@ -184,7 +184,7 @@ def pair(
         "enlarged": _enlarged(judged, condition, fakes),
     }
     for name in metrics.MEASURES:
-        row |= _flat(name, found.get(name))
+        row |= _flat(name, _kept(name, found, judgement))
     return row | audits(condition, fake, real)
 
 
@@ -195,7 +195,7 @@ def _photographs(judged: Judged, entry: Entry, condition: str, real: str) -> Row
     n = int(there.sum())
     row: Row = {"detector": entry.name, "condition": condition, **_delivery(condition), "real": real, "n": n}
     row |= _missing(judged, condition, rows) | {"enlarged": _enlarged(judged, condition, rows)}
-    if judgement is None or not n:
+    if judgement is None or not n or not math.isfinite(judgement.threshold):
         return row | {"flagged": None, **_flat("false_alarms", None)}
     flagged = int((judgement.scores[there] >= judgement.threshold).sum())
     interval = metrics.Interval(flagged / n, *clopper_pearson(flagged, n))
@@ -225,7 +225,7 @@ def _summary(judged: Judged, entry: Entry, condition: str, seed: int) -> Row | N
     row: Row = {"detector": entry.name, "condition": condition, "generators": len(fake_rows)}
     for kind, found in (("macro", over.macro), ("micro", over.micro)):
         for name in metrics.MEASURES:
-            row |= _flat(f"{kind}_{name}", found[name])
+            row |= _flat(f"{kind}_{name}", _kept(name, found, judgement))
     worst, interval = over.worst
     return row | {"worst": worst, **_flat("worst_auc", interval)}
 
@@ -334,6 +334,14 @@ def _delivery(condition: str) -> Row:
         return {"family": None, "strength": None}
     step = STEPS[condition.removeprefix("delivery/")]
     return {"family": step.family, "strength": step.strength}
+
+
+def _kept(
+    name: str, found: Mapping[str, metrics.Interval], judgement: Judgement | None
+) -> metrics.Interval | None:
+    """A number, unless it hangs on a threshold for which there were too few photographs."""
+    unknown = judgement is None or not math.isfinite(judgement.threshold)
+    return None if unknown and name in metrics.AT_THRESHOLD else found.get(name)
 
 
 def _flat(name: str, interval: metrics.Interval | None) -> Row:
