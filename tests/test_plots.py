@@ -21,11 +21,13 @@ def auc_rows(sets):
     ]
 
 
-def delivery_rows():
+def delivery_rows(sets):
     steps = [{"family": step.family, "strength": step.strength} for step in STEPS.values()]
-    return [step | {"generated": "sd2.1", **spread("auc", 0.6)} for step in steps] + [
-        step | {"real": "ffhq", **spread("false_alarms", 0.06)} for step in steps
-    ]
+    return [
+        step | {"generated": f"generator {n}", **spread("auc", 0.4 + n / 60)}
+        for step in steps
+        for n in range(sets)
+    ] + [step | {"real": "ffhq", **spread("false_alarms", 0.06)} for step in steps]
 
 
 def points():
@@ -36,7 +38,8 @@ def points():
 DRAWN = {
     "auc of 3": lambda path: plots.auc_plot(auc_rows(3), path),
     "auc of 26": lambda path: plots.auc_plot(auc_rows(26), path),
-    "delivery": lambda path: plots.delivery_plot(delivery_rows(), path),
+    "delivery of 3": lambda path: plots.delivery_plot(delivery_rows(3), path),
+    "delivery of 26": lambda path: plots.delivery_plot(delivery_rows(26), path),
     "components": lambda path: plots.components_plot(
         [
             {"detector": "ours", "generated": "sd2.1", "n_components": k, **spread("auc", 0.6)}

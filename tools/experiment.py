@@ -105,6 +105,8 @@ def run_file(path: Path, corpus: Path, runs: dict[str, str], keep: Path, seen: d
             json.dumps(asdict(setting))
         ):
             continue
+        if setting.encoder not in runs:
+            raise SystemExit(f"{path.name}, {name} needs the encoder {setting.encoder}: give it with --runs")
         try:
             if setting.encoder not in seen:
                 seen[setting.encoder] = look(setting.encoder, runs[setting.encoder], corpus, keep)

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+LINES = 8  # more in one panel cannot be told apart
 _STYLE: Any = {"svg.hashsalt": "lensborn", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False}
 _UNITS = {
     "jpeg": "JPEG quality", "webp": "WebP quality", "resize": "size, %", "blur": "blur, sigma in px",
@@ -67,14 +68,16 @@ def auc_plot(rows: Sequence[Row], path: Path) -> None:
 def delivery_plot(rows: Sequence[Row], path: Path) -> None:
     """AUC (above) and share of photographs flagged (below) over the strength of each family of steps.
 
-    Rows with family and strength: of generated sets, generated, auc, auc_low, auc_high; of photographic ones, real,
-    false_alarms and its interval.
+    Of more than LINES sets the mean is drawn, from the lowest to the highest. Rows with family and strength: of
+    generated sets, generated, auc, auc_low, auc_high; of photographic ones, real, false_alarms and its interval.
     """
     families = _names(rows, "family")
     kinds = (("generated", "auc", "AUC"), ("real", "false_alarms", "photographs flagged"))
     with _figure(path, (2 * len(families) + 1.5, 5), (2, len(families))) as grid:
         for (key, value, label), line in zip(kinds, grid, strict=True):
             mine = [row for row in rows if value in row and (value == "auc") == ("generated" in row)]
+            if len(_names(mine, key)) > LINES:
+                mine = _ranges(mine, key, value)
             for axes, family in zip(line, families, strict=True):
                 for name, colour, marker in _styles(_names(mine, key)):
                     points = [row for row in mine if row["family"] == family and row[key] == name]
@@ -175,6 +178,19 @@ def _styles(names: Sequence[Any]) -> Iterator[tuple[Any, str, str]]:
     """Each name with a colour and a marker; a second round of colours has other markers."""
     for n, name in enumerate(names):
         yield name, COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
+
+
+def _ranges(rows: Sequence[Row], key: str, value: str) -> list[Row]:
+    """One line in the place of many: the mean over the sets at each step, and their range for an interval."""
+    label = f"mean of {len(_names(rows, key))} sets, and range"
+    steps: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        steps.setdefault((row["family"], row["strength"]), []).append(row[value])
+    return [
+        {"family": family, "strength": strength, key: label}
+        | {value: sum(values) / len(values), f"{value}_low": min(values), f"{value}_high": max(values)}
+        for (family, strength), values in steps.items()
+    ]
 
 
 def _errors(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
