@@ -40,7 +40,13 @@ NAME = "lensborn-1"
 POPULATION = (
     "faces cut from photographs that websites and software projects publish, of any camera, 80 to 320 px"
 )
-DENSITY: dict[str, Any] = {"n_components": (1, 2, 4, 8, 16), "n_dims": 64, "shrinkage": 0.1}
+#: Chosen in docs/experiments.md (03, 04, 07).
+DENSITY: dict[str, Any] = {
+    "n_components": (1, 2, 4, 8, 16),
+    "n_dims": 64,
+    "shrinkage": 0.1,
+    "l2_normalise": True,
+}
 MARKERS = ("<!-- measured:begin -->", "<!-- measured:end -->")
 
 
