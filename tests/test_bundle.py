@@ -366,3 +366,14 @@ def test_changed_bytes_raise_only_bundle_error(
     else:
         replace(path, name, bytes(data))
     read_or_refuse(path, files)
+
+
+def test_what_a_model_has_seen_travels_with_it(tmp_path: Path) -> None:
+    marks = ["00ff00ff00ff00ff", "0123456789abcdef"]
+    bundle = write(tmp_path / "one", seen=[*marks, *marks, ""])
+    assert read_bundle(bundle.path).seen == set(marks)
+    assert (bundle.path / "seen.txt").read_text().split() == marks
+    assert write(tmp_path / "none").seen == frozenset()
+    assert not (tmp_path / "none" / "seen.txt").exists()
+    with pytest.raises(BundleError, match=r"seen\.txt"):
+        write(tmp_path / "bad", seen=["not a hash"])
