@@ -276,12 +276,17 @@ def _comparisons(judged: Judged, entries: Sequence[Entry], condition: str, seed:
 
 
 def score_rows(judged: Judged, entries: Sequence[Entry]) -> list[Row]:
-    """A row a picture and condition: part, container, and the score of every entry that judges as it comes."""
+    """A row a picture and condition: its part, and the score of every entry that judges as it comes.
+
+    Pictures that a detector was made from have no row.
+    """
     observed = judged.observed
     rows = []
     for condition, seen in observed.conditions.items():
         scores = {e.name: j.scores for e in entries if not e.refitted and (j := judged(e, condition, ALL))}
         for n, picture in enumerate(observed.pictures):
+            if seen.reasons[n] == "seen":
+                continue
             row: Row = {
                 "condition": condition,
                 "file": picture.name,

@@ -33,6 +33,11 @@ class ProtocolName(StrEnum):
     DELIVERY = "delivery"
 
 
+Data = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[DATA]...", help="Data sets in a known layout, or tables like faces.csv."),
+]
+Layout = Annotated[str, typer.Option(help="Of DATA; see docs/datasets.md.")]
 Real = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=DIR", help="A folder of photographs; can be given several times."),
@@ -50,12 +55,9 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most so many pictures
 
 
 def bench(
-    data: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[DATA]...", help="Data sets in a known layout, or tables like faces.csv."),
-    ] = None,
+    data: Data = None,
     *,
-    layout: Annotated[str, typer.Option(help="Of DATA; see docs/datasets.md.")] = "auto",
+    layout: Layout = "auto",
     real: Real = None,
     fake: Fake = None,
     table: Table = None,

@@ -8,7 +8,9 @@ import typer
 
 from lensborn import defaults
 from lensborn.cli.bench import (
+    Data,
     Fake,
+    Layout,
     Limit,
     Real,
     Seed,
@@ -42,12 +44,9 @@ class ConditionName(StrEnum):
 
 def paper(
     experiment: Annotated[Experiment, typer.Argument(help="A table or figure of the paper.")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[DATA]...", help="Data sets in a known layout, or tables like faces.csv."),
-    ] = None,
+    data: Data = None,
     *,
-    layout: Annotated[str, typer.Option(help="Of DATA; see docs/datasets.md.")] = "auto",
+    layout: Layout = "auto",
     real: Real = None,
     fake: Fake = None,
     table: Table = None,
