@@ -21,6 +21,7 @@ from lensborn.bench.contestants import Contestant
 from lensborn.bench.judging import Entry, Refit
 from lensborn.bench.observing import Observed, has_row
 from lensborn.bench.render import Section, Table, interval, latex, markdown, number, to_csv, to_json, write
+from lensborn.bench.report import audits_cell
 from lensborn.bench.tables import Audits, Judged, Row, pair
 
 PAPER = Refit(n_components=(8,))
@@ -117,9 +118,9 @@ def do(
         makers = [accuracy_table] * (name != "table2") + [auc_table] * (name != "table1")
         tables = tuple(make(rows) for make in makers)
     text = (
-        f"{_TITLES[name]}; condition {condition}, mixture fitted to half of {real}, measured on its other "
-        "half. "
-        "Encoders and data are not the paper's; its numbers stand below as published."
+        f"{_TITLES[name]}; condition {condition}, mixture fitted to half of {real}, measured on its other half. "
+        "Encoders and data are not the paper's; its numbers stand below as published. Audits: the AUC of "
+        "classifiers that see the container alone, and high-pass statistics alone; (f) and (t) mark those above 0.6."
     )
     sections = [Section("", text, tables, pictures), Section("Published numbers", "", (literature.table(),))]
     body = markdown(_TITLES[name], sections)
@@ -165,12 +166,13 @@ def _table(rows: Sequence[Row], title: str, columns: dict[str, Callable[[Row], s
     encoders = list(dict.fromkeys(row["detector"] for row in rows))
     sets = list(dict.fromkeys(row["generated"] for row in rows))
     found = {(row["generated"], row["detector"]): row for row in rows}
-    header = ("generated", "n", *(f"{encoder}, {name}" for encoder in encoders for name in columns))
+    header = ("generated", "n", *(f"{encoder}, {name}" for encoder in encoders for name in columns), "audits")
     body = [
         (
             name,
             f"{found[name, encoders[0]]['n_generated']} / {found[name, encoders[0]]['n_real']}",
             *(column(found[name, encoder]) for encoder in encoders for column in columns.values()),
+            audits_cell([found[name, encoders[0]]]),
         )
         for name in sets
     ]
@@ -186,4 +188,4 @@ def _means(
             key = {"accuracy": "accuracy", "AP": "ap", "AUC": "auc"}[name]
             values = [row[key] for row in rows if row["detector"] == encoder and row[key] is not None]
             cells.append(number(float(np.mean(values))) if values else "-")
-    return "mean", "", *cells
+    return "mean", "", *cells, audits_cell(rows)

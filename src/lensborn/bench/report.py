@@ -48,7 +48,7 @@ _PAIR_HEADER = (
 )  # fmt: skip
 _SUMMARY_HEADER = (
     "detector", "condition", "sets", "mean AUC", "AUC pooled", "worst set", "its AUC", "mean AP", "mean TPR@5 %",
-    "mean accuracy", "false alarms %",
+    "mean accuracy", "false alarms %", "audits",
 )  # fmt: skip
 
 
@@ -113,6 +113,7 @@ def sections_of(tables: Tables, manifest: Row, drawn: Sequence[tuple[str, str]] 
     if tables.comparisons:
         sections.append(Section("Comparisons", _COMPARISON_TEXT, (comparison_table(tables),)))
     sections.append(Section("Published numbers", "", (literature.table(),)))
+    sections.append(Section("What these numbers say, and what they do not", _MEANING))
     return [*sections, Section("Manifest", f"```json\n{to_json(manifest)}```")]
 
 
@@ -143,10 +144,36 @@ def summary_table(tables: Tables) -> Table:
             number(row["macro_tpr_at_5"]),
             number(row["macro_accuracy"]),
             percent(row, "macro_false_alarms"),
+            audits_cell(_pairs(tables, row["condition"], row["detector"])),
         )
         for row in tables.summary
     )
-    return Table("Means over generated sets, each against all photographs", _SUMMARY_HEADER, rows)
+    return Table(
+        "Means over generated sets, each against all photographs",
+        _SUMMARY_HEADER,
+        rows,
+        "Audits: the mean AUC of the two classifiers on the same pairs, container and texture.",
+    )
+
+
+def audits_cell(pairs: Sequence[Row]) -> str:
+    """Mean container and texture audit of some pairs, with their marks."""
+    cells = []
+    for name in ("container", "texture"):
+        values = [row[name] for row in pairs if row[name] is not None]
+        mark = f" ({_MARKS[name]})" if any(name in row["marked"].split() for row in pairs) else ""
+        cells.append((f"{sum(values) / len(values):.3f}" if values else "-") + mark)
+    return " / ".join(cells)
+
+
+def _pairs(tables: Tables, condition: str, entry: str) -> list[Row]:
+    """Those of an entry in a condition that are against all photographs and have a number."""
+    return [
+        row
+        for row in tables.pairs
+        if (row["condition"], row["detector"], row["real"]) == (condition, entry, ALL)
+        and row["auc"] is not None
+    ]
 
 
 def condition_tables(tables: Tables, condition: str, entry: str) -> list[Table]:
@@ -234,7 +261,8 @@ def delivery_tables(tables: Tables) -> list[Table]:
             for condition in conditions
         )
         header = ("step", *(f"AUC {name}" for name in fakes), *(f"flagged % {name}" for name in reals))
-        made.append(Table(f"{entry}: step by step", header, rows))
+        note = f"Audits of the equalised pictures: {audits_cell(_pairs(tables, EQUALISED, entry))}."
+        made.append(Table(f"{entry}: step by step", header, rows, note))
     return made
 
 
@@ -253,7 +281,10 @@ def comparison_table(tables: Tables) -> Table:
         for row in tables.comparisons
     )
     header = ("condition", "detectors", "generated", "n", "difference of AUC", "p, AUC", "p, accuracy")
-    return Table("Paired comparisons, against all photographs", header, rows)
+    conditions = _names(tables.comparisons, "condition")
+    first = tables.comparisons[0]["detector"]
+    audits = (f"{name} {audits_cell(_pairs(tables, name, first))}" for name in conditions)
+    return Table("Paired comparisons, against all photographs", header, rows, f"Audits: {'; '.join(audits)}.")
 
 
 def _introduction(manifest: Row) -> str:
@@ -299,6 +330,17 @@ _DELIVERY_TEXT = (
     "detector of "
     "cameras should keep both columns steady; where false alarms rise, it takes the delivery for an anomaly."
 )
+_MEANING = """\
+- Where the container audit is high, an AUC may be that of a format: the row says nothing about the detector.
+- An AUC above 0.5 under `equalised`, where the container says nothing, is seen in the pixels. Whether it is the
+  camera, the generator or the way that a picture was delivered, no single row tells: compare generated sets that came
+  the same way as the photographs, and look at what is flagged of the photographic sets.
+- A low number under `equalised` is no proof that nothing can be seen: equalising wears off traces.
+- Other generators, other photographs and other ways of delivery will give other numbers; an interval covers other
+  samples of the same kind of pictures only.
+- A threshold holds for photographs like those that it was calibrated on.
+- Nothing here makes a score a proof about one picture.
+"""
 _COMPARISON_TEXT = (
     "On the same pictures, resampled together; p-values two-sided, by the paired bootstrap (AUC) and "
     "McNemar's exact "
