@@ -333,8 +333,8 @@ _DELIVERY_TEXT = (
 _MEANING = """\
 - Where the container audit is high, an AUC may be that of a format: the row says nothing about the detector.
 - An AUC above 0.5 under `equalised`, where the container says nothing, is seen in the pixels. Whether it is the
-  camera, the generator or the way that a picture was delivered, no single row tells: compare generated sets that came
-  the same way as the photographs, and look at what is flagged of the photographic sets.
+  camera, the generator or the way that a picture was delivered, no single row tells: compare generated sets that
+  came the same way as the photographs, and look at what is flagged of the photographic sets.
 - A low number under `equalised` is no proof that nothing can be seen: equalising wears off traces.
 - Other generators, other photographs and other ways of delivery will give other numbers; an interval covers other
   samples of the same kind of pictures only.
