@@ -118,9 +118,10 @@ def do(
         makers = [accuracy_table] * (name != "table2") + [auc_table] * (name != "table1")
         tables = tuple(make(rows) for make in makers)
     text = (
-        f"{_TITLES[name]}; condition {condition}, mixture fitted to half of {real}, measured on its "
-        "other half. Encoders and data are not the paper's; its numbers stand below as published. Audits: the AUC of "
-        "classifiers that see the container alone, and high-pass statistics alone; (f) and (t) mark those above 0.6."
+        f"{_TITLES[name]}; condition {condition}, mixture fitted to half of {real}, measured "
+        "on its other half. Encoders and data are not the paper's; its numbers stand below as published. "
+        "Audits: the AUC of classifiers that see the container alone, and high-pass statistics alone; (f) and (t) "
+        "mark those above 0.6."
     )
     sections = [Section("", text, tables, pictures), Section("Published numbers", "", (literature.table(),))]
     body = markdown(_TITLES[name], sections)

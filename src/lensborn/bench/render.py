@@ -41,9 +41,8 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     """A report in Markdown."""
     lines = [f"# {escaped(title)}", ""]
     for section in sections:
-        lines += (
-            [f"## {escaped(section.title)}", "", section.text, ""] if section.title else [section.text, ""]
-        )
+        lines += [f"## {escaped(section.title)}", ""] * bool(section.title)
+        lines += [section.text, ""] * bool(section.text)
         for table in section.tables:
             lines += [f"**{escaped(table.title)}**", "", _markdown_line(table.header)]
             lines.append(_markdown_line(["---"] * len(table.header)))
