@@ -346,6 +346,30 @@ def test_delivery_is_measured_step_by_step(tiny_bundle, sets, tmp_path):
     assert not bench["manifest"]["reference"]  # a bundle brings its own threshold
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_hardly_any_pictures_are_no_error(tiny_bundle, sets, tmp_path, monkeypatch, examples, limit):
+    monkeypatch.syspath_prepend(str(examples))
+    result = run(
+        "bench", "--real", f"cam={sets / 'r'}", "--real", f"also={sets / 'f'}",
+        "--fake", f"gen={sets / 'r'}", "--detector", tiny_bundle.path, "--detector", "highpass_detector:score", "--limit", limit, "--out", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "bench.json").read_text())["pairs"]
+
+
+def test_without_plots_everything_else_is_written(tiny_bundle, sets, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run(
+        "evaluate", "--real", f"cam={sets / 'r'}", "--fake", f"gen={sets / 'f'}", "--model", tiny_bundle.path,
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "no plots" in result.output
+    assert (tmp_path / "report.md").exists()
+    assert not list(tmp_path.glob("*.svg"))
+
+
 def test_views_can_be_scored_elsewhere(tiny_bundle, sets, tmp_path):
     words = [
         "bench",

@@ -182,6 +182,12 @@ def test_paired_differences_agree_with_delong():
         metrics.paired(real, fake, real[:-1], fake)
 
 
+def test_a_single_picture_says_nothing():
+    found = metrics.measures([0.0], [1.0, 2.0], 0.5)
+    assert (found["auc"].low, found["auc"].high) == (0, 1)
+    assert metrics.paired([0.0], [1.0, 2.0], [1.0], [0.0, 2.0])[1:] == (-1, 1, 1)
+
+
 def test_paired_p_values_are_uniform_without_a_difference():
     rng = np.random.default_rng(6)
     p_values = []

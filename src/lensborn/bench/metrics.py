@@ -239,6 +239,8 @@ def paired(
     one, other = draws(real_a, fake_a), draws(real_b, fake_b)
     difference = one.values[""]["auc"] - other.values[""]["auc"]
     value, spread = float(difference[0]), float(difference[1:].std())
+    if not math.isfinite(one.reach):  # a single picture says nothing
+        return Comparison(value, -1.0, 1.0, 1.0)
     p_value = math.erfc(abs(value) / spread / math.sqrt(2)) if spread else float(value == 0)
     return Comparison(value, value - one.reach * spread, value + one.reach * spread, p_value)
 

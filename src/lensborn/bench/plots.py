@@ -200,7 +200,8 @@ def _errors(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
 
 
 def _legend(axes: Any) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
 
 
 def _names(rows: Sequence[Row], key: str) -> list[str]:

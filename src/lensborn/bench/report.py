@@ -50,6 +50,7 @@ _SUMMARY_HEADER = (
     "detector", "condition", "sets", "mean AUC", "AUC pooled", "worst set", "its AUC", "mean AP", "mean TPR@5 %",
     "mean accuracy", "false alarms %", "audits",
 )  # fmt: skip
+_PRINTED = ("detector", "condition", "sets", "mean AUC", "worst set", "its AUC", "false alarms %", "audits")
 
 
 def describe(observed: Observed, contestants: Sequence[Contestant], *, command: str, **settings: Any) -> Row:
@@ -74,8 +75,7 @@ def describe(observed: Observed, contestants: Sequence[Contestant], *, command: 
 def write_report(
     folder: Path, tables: Tables, scores: Sequence[Row], manifest: Row, *, plots: bool = True
 ) -> list[Path]:
-    """Write report.md, tables.tex, the CSV tables, bench.json and, with `plots`, the plots; returns the "
-    "paths."""
+    """Write report.md, tables.tex, the CSV tables, bench.json and, with `plots`, the plots; returns their paths."""
     drawn = _plots(folder, tables) if plots else []
     sections = sections_of(tables, manifest, drawn)
     names = ", ".join(one["name"] for one in manifest["detectors"])
@@ -126,12 +126,13 @@ def printed_tables(tables: Tables) -> list[Table]:
         for entry in _names(pairs, "detector")
         for table in condition_tables(tables, condition, entry)[1:]
     ]
-    return [summary_table(tables), *matrices, flagged_table(tables)]
+    return [summary_table(tables, _PRINTED), *matrices, flagged_table(tables)]
 
 
-def summary_table(tables: Tables) -> Table:
+def summary_table(tables: Tables, columns: Sequence[str] = _SUMMARY_HEADER) -> Table:
     """An entry and condition a row: means over the generated sets, against all photographs."""
-    rows = tuple(
+    kept = [_SUMMARY_HEADER.index(column) for column in columns]
+    rows = (
         (
             row["detector"],
             row["condition"],
@@ -150,8 +151,8 @@ def summary_table(tables: Tables) -> Table:
     )
     return Table(
         "Means over generated sets, each against all photographs",
-        _SUMMARY_HEADER,
-        rows,
+        tuple(columns),
+        tuple(tuple(row[n] for n in kept) for row in rows),
         "Audits: the mean AUC of the two classifiers on the same pairs, container and texture.",
     )
 
