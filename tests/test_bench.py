@@ -351,7 +351,8 @@ def test_hardly_any_pictures_are_no_error(tiny_bundle, sets, tmp_path, monkeypat
     monkeypatch.syspath_prepend(str(examples))
     result = run(
         "bench", "--real", f"cam={sets / 'r'}", "--real", f"also={sets / 'f'}",
-        "--fake", f"gen={sets / 'r'}", "--detector", tiny_bundle.path, "--detector", "highpass_detector:score", "--limit", limit, "--out", tmp_path,
+        "--fake", f"gen={sets / 'r'}", "--detector", tiny_bundle.path, "--limit", limit, "--out", tmp_path,
+        "--detector", "highpass_detector:score",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "bench.json").read_text())["pairs"]
