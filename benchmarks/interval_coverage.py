@@ -8,6 +8,7 @@ of a photograph's variance. Nominal: 0.95. Prints a table in Markdown, and write
 
 import argparse
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def simulate(n_real: int, n_fake: int, clustered: bool, auc: float, simulations:
     """Share of the simulations in which the interval of each number covers the truth."""
     shift, threshold, known = truth(auc, n_real, n_fake)
     rng = np.random.default_rng(0)
-    covered = dict.fromkeys(known, 0)
+    covered = dict.fromkeys(known, 0.0)
     for seed in range(simulations):
         real, groups = rng.normal(size=n_real), None
         if clustered:
@@ -57,7 +58,9 @@ def simulate(n_real: int, n_fake: int, clustered: bool, auc: float, simulations:
         fake = rng.normal(shift, 1, n_fake)
         found = metrics.measures(real, fake, threshold, real_groups=groups, replicates=REPLICATES, seed=seed)
         for name, interval in found.items():
-            covered[name] += interval.low <= known[name] <= interval.high
+            covered[name] += (
+                math.nan if math.isnan(interval.low) else interval.low <= known[name] <= interval.high
+            )
     return {name: count / simulations for name, count in covered.items()}
 
 
@@ -73,7 +76,7 @@ def main() -> None:
     lines.append("|" + " --- |" * (len(metrics.MEASURES) + 2))
     for (n_real, n_fake, clustered), auc in itertools.product(SIZES, AUCS):
         share = simulate(n_real, n_fake, clustered, auc, arguments.simulations)
-        cells = " | ".join(f"{share[name]:.3f}" for name in metrics.MEASURES)
+        cells = " | ".join("-" if math.isnan(share[name]) else f"{share[name]:.3f}" for name in share)
         lines.append(f"| {n_real}{' of 40 sources' * clustered} / {n_fake} | {auc} | {cells} |")
         print(lines[-1], flush=True)
     if arguments.into:

@@ -10,7 +10,7 @@ without interpolation (as in scikit-learn). Intervals by bootstrap (Efron and Ti
 class and photographic set, by cluster where pictures share a source (Field and Welsh 2007): normal on the logit
 scale with the bootstrap's standard error and Student's quantile, where plain percentiles cover the truth too rarely
 (benchmarks/interval_coverage.py); percentiles for true-positive rates at a false-alarm rate, whose own threshold
-makes them lopsided.
+makes them lopsided, and none where hardly a photograph stands above that threshold.
 """
 
 import math
@@ -27,7 +27,10 @@ Statistic = Callable[[Curve], Floats]  # (replicates,)
 
 AT_THRESHOLD = ("accuracy", "balanced_accuracy", "found", "false_alarms")
 MEASURES = ("auc", "ap", "tpr_at_1", "tpr_at_5", *AT_THRESHOLD)
-_BY_PERCENTILES = ("tpr_at_1", "tpr_at_5")
+_AT_FPR = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
+_LEAST_ABOVE = (
+    5  # photographs (or sources) that should stand above a threshold for its interval to mean anything
+)
 
 REPLICATES = 1000
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
@@ -111,6 +114,11 @@ def _units(strata: Strings, groups: Strings | None) -> Iterator[tuple[NDArray[np
         yield members, units
 
 
+def _count(one: tuple[Strings, Strings | None]) -> int:
+    """Number of units that a class (its strata and groups) is drawn by."""
+    return sum(int(units.max()) + 1 for _, units in _units(*one))
+
+
 def _reach(*classes: tuple[Strings, Strings | None]) -> float:
     """Half the width of an interval over the bootstrap's standard error, after the class with the fewest units.
 
@@ -118,12 +126,12 @@ def _reach(*classes: tuple[Strings, Strings | None]) -> float:
     """
     from scipy.special import stdtrit  # noqa: PLC0415
 
-    n = min(sum(int(units.max()) + 1 for _, units in _units(*one)) for one in classes)
+    n = min(map(_count, classes))
     return float(stdtrit(n - 1, 0.975) * math.sqrt(n / (n - 1))) if n > 1 else math.inf
 
 
 class Interval(NamedTuple):
-    """A number with its 95 % interval; the interval holds the number."""
+    """A number with its 95 % interval, which holds it; `low` and `high` are NaN where no interval can be given."""
 
     value: float
     low: float
@@ -284,6 +292,7 @@ class _Draws:
         strata = np.full(len(real), "") if real_strata is None else real_strata
         everyone = {name: np.full(len(fake), "") for name, fake in fakes.items()}
         groups = fake_groups or {}
+        self._units = _count((strata, real_groups))
         self.reach = _reach((strata, real_groups), *((everyone[name], groups.get(name)) for name in fakes))
         self._least = 1 / (2 * max(map(len, fakes.values())) + 2)
         parts: dict[str, list[dict[str, Floats]]] = {name: [] for name in fakes}
@@ -302,7 +311,9 @@ class _Draws:
     def interval(self, name: str, values: Floats) -> Interval:
         """The interval of the number of that name; see the module's head."""
         value, drawn = float(values[0]), values[1:]
-        if name in _BY_PERCENTILES:
+        if name in _AT_FPR:
+            if self._units * _AT_FPR[name] < _LEAST_ABOVE:
+                return Interval(value, math.nan, math.nan)
             low, high = (float(limit) for limit in np.quantile(drawn, [0.025, 0.975]))
         elif not math.isfinite(self.reach):  # a single picture says nothing
             low, high = 0.0, 1.0

@@ -350,5 +350,7 @@ def _kept(
 
 
 def _flat(name: str, interval: metrics.Interval | None) -> Row:
-    value, low, high = interval or (None, None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+    if interval is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    low, high = (None if math.isnan(limit) else limit for limit in interval[1:])
+    return {name: interval.value, f"{name}_low": low, f"{name}_high": high}
