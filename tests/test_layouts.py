@@ -1,6 +1,5 @@
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -8,13 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lensborn import defaults
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.generators import canonical, is_known
 from lensborn.datasets.layouts import LAYOUTS, read_pictures
 from lensborn.datasets.pictures import PictureSetError
-from lensborn.datasets.shards import pictures_of_shard
-from lensborn.photo import UnreadableError, decode_photo
 
 
 def png(shade=0):
@@ -29,9 +25,9 @@ def tree(root, *files):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(n))
-    for stray in (".DS_Store", "Thumbs.db", "README"):
+    for stray in (".DS_Store", "Thumbs.db", "README", "._1.jpg"):
         (root / stray).write_text("stray")
-    (root / "empty").mkdir()
+    (root / "empty").mkdir(exist_ok=True)
     return root
 
 
@@ -88,16 +84,52 @@ def test_the_thirteen_of_blades(tmp_path):
     [
         ("ffhq", "00000/00001.png", ("real", "ffhq")),
         ("ffhq", "images1024x1024/00000/00001.PNG", ("real", "ffhq")),
+        ("images1024x1024", "00000/00001.PNG", ("real", "ffhq")),
+        ("ffhq-dataset", "thumbnails128x128/00000/00001.png", ("real", "ffhq-thumbnails")),
+        ("fdf", "images/1.png", ("real", "fdf")),
         ("CelebAMask-HQ", "CelebA-HQ-img/7.jpg", ("real", "celeba-hq")),
         ("DiFF", "T2I/SDXL/Zoë/1.png", ("fake", "sdxl")),
         ("DiFF", "DiFF_real/1.png", ("real", "diff-real")),
+        ("DiFF", "FE_cycle_diff/1.png", ("fake", "cyclediff")),
         ("DiffusionFace", "DDIM/images/1.png", ("fake", "ddim")),
+        ("stylegan2", "0/1.png", ("fake", "stylegan2")),  # 0 is a part, not a class
     ],
 )
 def test_folders_named_after_what_they_hold(tmp_path, name, file, expected):
     assert sets(read_pictures(tree(tmp_path / name, file))) == {expected}
 
 
+def test_diffusionface_names_its_photographs_real_and_its_fakes_after_generators(tmp_path):
+    folders = ("Real", "ADM", "SDv15_DS0.3", "stable_diffusion_v_2_1_text2img_p2g3/aligned", "Inpaint/images")
+    root = tree(tmp_path / "DiffusionFace", *(f"{folder}/1.png" for folder in folders))
+    names = {"adm", "sd1.5", "sd2.1", "inpaint"}
+    assert sets(read_pictures(root)) == {("real", "real")} | {("fake", name) for name in names}
+    tree(root, "Wild/1.png")
+    with pytest.raises(PictureSetError, match=r"Wild.*move it"):
+        read_pictures(root)
+
+
+def test_a_folder_of_both_names_is_refused(tmp_path):
+    for root, file in (("ffhq", "stylegan2/1.png"), ("stylegan2", "ffhq/1.png")):
+        with pytest.raises(PictureSetError, match="after a generator and after photographs"):
+            read_pictures(tree(tmp_path / root, file))
+
+
+def test_masks_are_no_photographs(tmp_path):
+    root = tree(tmp_path / "CelebAMask-HQ", "CelebA-HQ-img/7.jpg", "CelebAMask-HQ-mask-anno/0/00007_hair.png")
+    assert [p.path.name for p in read_pictures(root)] == ["7.jpg"]
+
+
+def test_a_list_of_photographs_that_are_not_there_is_refused(tmp_path):
+    root = tree(tmp_path / "celeba-hq", "imgs/1.jpg", "imgs/2.jpg")
+    (root / "test.txt").write_text("3.jpg\n")
+    with pytest.raises(PictureSetError, match=r"test\.txt names no photograph"):
+        read_pictures(root)
+    (root / "test.txt").write_bytes(b"C:\\imgs\\2.jpg\r\n\r\n")
+    assert [p.path.name for p in read_pictures(root)] == ["2.jpg"]
+
+
+@pytest.mark.parametrize("above", ["", "train", "test"])
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
@@ -112,8 +144,20 @@ def test_folders_named_after_what_they_hold(tmp_path, name, file, expected):
         ("real/ffhq/00000/1.jpg", ("real", "ffhq")),
     ],
 )
-def test_folders_named_after_classes(tmp_path, file, expected):
-    assert sets(read_pictures(tree(tmp_path / "set", file))) == {expected}
+def test_folders_named_after_classes(tmp_path, above, file, expected):
+    assert sets(read_pictures(tree(tmp_path / "set", f"{above}/{file}".lstrip("/")))) == {expected}
+
+
+def test_photographs_below_a_generators_name_are_not_taken_for_its_own(tmp_path):
+    root = tree(tmp_path / "GenImage", "a/b/Midjourney/imagenet_midjourney/val/nature/1.jpg")
+    assert {picture.label for picture in read_pictures(root)} == {"real"}
+    with pytest.raises(PictureSetError, match="--layout classes"):
+        read_pictures(root, "sets")
+
+
+def test_the_folder_of_one_generator(tmp_path):
+    root = tree(tmp_path / "progan", "cat/0_real/1.png", "dog/1_fake/1.png")
+    assert sets(read_pictures(root)) == {("real", "progan-real"), ("fake", "progan")}
 
 
 def test_names_are_unique_and_free_of_machine_paths(tmp_path):
@@ -138,7 +182,14 @@ def test_lists_in_json(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "content", ["[", "[1]", '[{"path": "/etc/passwd", "label": 0}]', '[{"path": "a", "label": 7}]']
+    "content",
+    [
+        "[",
+        "[1]",
+        '[{"path": "/etc/passwd", "label": 0}]',
+        '[{"path": "a/../../b.png", "label": 0}]',
+        '[{"path": "a", "label": 7}]',
+    ],
 )
 def test_a_bad_list_says_what_it_needs(tmp_path, content):
     (tmp_path / "list.json").write_text(content)
@@ -178,7 +229,7 @@ def test_tables_and_corpora(tmp_path):
 
 def test_what_has_no_known_layout_is_refused_with_the_remedy(tmp_path):
     tree(tmp_path / "set", "holiday/1.png")
-    with pytest.raises(PictureSetError, match="--real NAME=DIR"):
+    with pytest.raises(PictureSetError, match=r"README.* holiday/: .*--real NAME=DIR"):
         read_pictures(tmp_path / "set")
     with pytest.raises(PictureSetError, match="does not exist"):
         read_pictures(tmp_path / "nowhere")
@@ -195,8 +246,11 @@ def test_what_has_no_known_layout_is_refused_with_the_remedy(tmp_path):
 def test_generators_have_one_name_each():
     for name in ("StyleGAN2", "stylegan-2", "SG2", "stylegan2-ada"):
         assert canonical(name) == "stylegan2"
-    for name in ("SDv2.1", "sd21", "stable-diffusion-2-1", "Stable Diffusion v2.1"):
+    for name in ("SDv2.1", "sd21", "stable-diffusion-2-1", "Stable Diffusion v2.1", "SDv21_DS0.7"):
         assert canonical(name) == "sd2.1"
+    for name in ("SDXL", "T2I_SDXL"):
+        assert canonical(name) == "sdxl"
+    assert canonical("FS_holiday") == "fs_holiday"
     assert canonical("StyleGAN") == "stylegan1"
     assert canonical(" My Generator ") == "my generator"
     assert is_known("FLUX.1-dev")
@@ -216,86 +270,15 @@ def test_splits_are_the_same_for_ever():
 SPLITS_OF_KEYS = ["calibrate", "train", "calibrate", "calibrate"]
 
 
-# --- shards -------------------------------------------------------------------------------------------
-
-
-def shard(path, members):
-    with tarfile.open(path, "w") as out:
-        for name, content in members:
-            if isinstance(content, tarfile.TarInfo):
-                out.addfile(content)
-                continue
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            out.addfile(info, io.BytesIO(content))
-    return path
-
-
-def test_shards_are_read_in_place(tmp_path):
-    members = [
-        ("000.png", png(1)), ("000.json", b'{"label": "fake", "generator": "SD v2.1"}'),
-        ("001.PNG", png(2)), ("001.cls", b"0\n"),
-        ("002.txt", b"a caption without a picture"),
-    ]  # fmt: skip
-    shard(tmp_path / "part-0.tar", members)
-    shard(
-        tmp_path / "part-1.tar", [("9.png", png(3)), ("9.json", b'{"label": 0, "set": "r", "source": "s"}')]
-    )
-    pictures = read_pictures(tmp_path)
-    assert sets(pictures) == {("fake", "sd2.1"), ("real", "part-0-real"), ("real", "r")}
-    assert [decode_photo(p.read()).pixels[0, 0, 0] for p in pictures] == [1, 2, 3]
-    assert pictures[2].source == "s"
-
-
-def test_hostile_shards_point_nowhere(tmp_path):
-    link = tarfile.TarInfo("1.png")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    path = shard(tmp_path / "s.tar", [("1.png", link), ("../../2.png", png(7)), ("../../2.cls", b"1")])
-    (picture,) = pictures_of_shard(path)
-    assert picture.path == path
-    assert decode_photo(picture.read()).pixels[0, 0, 0] == 7
-
-
-@pytest.mark.parametrize(
-    ("members", "word"),
-    [
-        ([("1.png", png())], "no label"),
-        ([("1.cls", b"0")], "no picture"),
-        ([("1.png", png()), ("1.json", b"{")], "not a whole"),
-    ],
-)
-def test_shards_that_cannot_be_used_are_refused(tmp_path, members, word):
-    with pytest.raises(PictureSetError, match=word):
-        pictures_of_shard(shard(tmp_path / "s.tar", members))
-
-
-def test_a_shard_that_is_cut_off_is_refused(tmp_path):
-    path = shard(tmp_path / "s.tar", [("1.cls", b"0"), ("1.png", png())])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:1600])  # within the picture
-    with pytest.raises(PictureSetError, match="fetch it again"):
-        pictures_of_shard(path)
-
-
-@given(st.binary(max_size=2000))
-def test_any_bytes_are_a_shard_or_refused(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "any.tar"
-    path.write_bytes(content)
-    with pytest.raises(PictureSetError):
-        pictures_of_shard(path)
-
-
-def test_a_shard_may_be_larger_than_a_picture_may(tmp_path, monkeypatch):
-    path = shard(tmp_path / "s.tar", [("1.cls", b"0"), ("1.png", png(5))])
-    monkeypatch.setattr(defaults, "MAX_FILE_BYTES", 5000)
-    assert path.stat().st_size > 5000
-    (picture,) = pictures_of_shard(path)
-    assert decode_photo(picture.read()).pixels[0, 0, 0] == 5
-    path.unlink()
-    with pytest.raises(UnreadableError, match="no such file"):
-        picture.read()
-
-
 def test_every_layout_is_documented():
     page = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
     assert all(f"`{name}`" in page for name in LAYOUTS)
+
+
+def test_a_collection_above_generators_does_not_merge_them(tmp_path):
+    files = [
+        f"GenImage/{name}/train/{kind}/1.png" for name in ("Midjourney", "glide") for kind in ("nature", "ai")
+    ]
+    assert sets(read_pictures(tree(tmp_path / "data", *files))) == {
+        ("real", "midjourney-real"), ("fake", "midjourney"), ("real", "glide-real"), ("fake", "glide"),
+    }  # fmt: skip

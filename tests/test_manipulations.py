@@ -112,6 +112,18 @@ def test_a_profile_or_unknown_landmarks_get_a_global_manipulation():
     assert {m.draw_manipulation(LANDMARKS, SIDE, rng) for _ in range(80)} == set(m.MANIPULATIONS)
 
 
+def test_only_parts_whose_place_is_known_are_flipped(face):
+    rng = np.random.default_rng(0)
+    landmarks = LANDMARKS.copy()
+    landmarks[3:] = np.nan  # as in FDF, which marks no mouth
+    assert {m.draw_manipulation(landmarks, SIDE, rng) for _ in range(50)} == {m.EYE_FLIP, m.AFFINE}
+    assert m.manipulate(face, landmarks, m.EYE_FLIP, rng).shape == face.shape
+    with pytest.raises(ValueError, match="global manipulation"):
+        m.manipulate(face, landmarks, m.MOUTH_FLIP, rng)
+    landmarks[0] = np.nan
+    assert {m.draw_manipulation(landmarks, SIDE, rng) for _ in range(20)} == {m.AFFINE}
+
+
 def test_errors_name_the_remedy(face):
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="use one of"):

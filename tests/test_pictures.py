@@ -46,7 +46,9 @@ def test_a_table_gives_sets_and_sources(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("row", ["a.jpg,maybe,s", "a.jpg,real", ",real,s", "/etc/a.jpg,real,s", "", '"'])
+@pytest.mark.parametrize(
+    "row", ["a.jpg,maybe,s", "a.jpg,real", ",real,s", "/etc/a.jpg,real,s", "a/../../b.jpg,real,s", "", '"']
+)
 def test_a_bad_table_names_the_record(tmp_path, row):
     table = tmp_path / "faces.csv"
     table.write_text("file,label,set\n" + row + "\n")

@@ -5,10 +5,12 @@ Sources: hukkelas/FDF, README.md and FDF256.md (metainfo, seven landmarks); YFCC
 MZMMSEC/AIGFD_EXIF (a JSON file a photograph, `{"EXIF": {"Exposure Time": "1/125 sec", ...}}`). The folder, at
 whatever depth, holds
 
-    fdf_metainfo.json       images/ or images/128/ beside it, <index>.png
+    fdf_metainfo.json       images/ (FDF256, in train/ and val/) or images/128/ beside it, <index>.png
     yfcc100m_exif[.bz2]     or a folder of <photo id>.json with their EXIF, anywhere below the folder
 
 A face without any of the four tags is left out. Mouth corners are not among the seven landmarks: they are NaN.
+FDF's places are in 0..1 of the picture's side, (7, 2) landmarks; FDF256's landmarks are 14 numbers, and whether its
+places are in pixels is documented nowhere: numbers beyond 2 are taken for pixels.
 """
 
 import bz2
@@ -30,7 +32,10 @@ METAINFO = "fdf_metainfo.json"
 MAX_METAINFO_BYTES = 8 * 2**30  # 1.5 million faces of about 2 kB each are 3 GB
 MAX_NOTE_BYTES = 2**20
 _EXIF_NAMES = ("yfcc100m_exif", "yfcc100m_exif.bz2")
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:\s*/\s*([0-9]+(?:\.[0-9]+)?))?")
+_NUMBER = re.compile(  # f/2.8, 1/125 sec, 28.0 mm, 2,8; what follows a number is its unit or another one
+    r"\s*(?:f\s*/?|iso)?\s*([0-9]+(?:[.,][0-9]+)?)(?:\s*/\s*([0-9]+(?:[.,][0-9]+)?))?(?![0-9]|[.,/][0-9])",
+    re.IGNORECASE,
+)
 _PHOTO = re.compile(r"/photos/([^/]+)/([0-9]+)")
 #: Tags in the order of `corpus.TAGS`: their names, and what is believable.
 _TAGS = (
@@ -43,7 +48,7 @@ _TAGS = (
 
 def is_fdf(folder: Path) -> bool:
     """Whether FDF's metainfo lies in the folder, or a few levels below."""
-    return _metainfo(folder) is not None
+    return next(_metainfos(folder), None) is not None
 
 
 def read_fdf(folder: Path) -> list[Crop]:
@@ -51,28 +56,15 @@ def read_fdf(folder: Path) -> list[Crop]:
 
     Raises CorpusError where metainfo, pictures or EXIF are missing or malformed.
     """
-    path = _metainfo(folder)
-    if path is None:
-        raise CorpusError(f"no {METAINFO} below {folder}: give FDF's folder")
-    if path.stat().st_size > MAX_METAINFO_BYTES:
-        raise CorpusError(f"{path.name} has more than {MAX_METAINFO_BYTES:,} bytes: split it")
-    try:
-        faces = json.loads(path.read_text("utf-8"))
-        if not isinstance(faces, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorpusError(f"{path} is not FDF's metainfo ({error}): download it again") from error
-    pictures = {
-        file.stem: file for file in (path.parent / "images").rglob("*") if file.suffix.lower() == ".png"
-    }
-    if not pictures:
-        raise CorpusError(f"no pictures in {path.parent / 'images'}: download FDF with its images")
-    photos = {index: photo_of(face) for index, face in faces.items() if index in pictures}
-    exif = _exif(folder, {photo for photo, _ in photos.values()})
+    faces = [face for path in _metainfos(folder) for face in _faces(path)]
+    if not faces:
+        raise CorpusError(f"no {METAINFO} with faces below {folder}: give FDF's folder")
+    photos = [photo_of(face) for _, face in faces]
+    exif = _exif(folder, {photo for photo, _ in photos})
     return [
         crop
-        for index, (photo, owner) in photos.items()
-        if (crop := _crop(pictures[index], faces[index], photo, owner, exif.get(photo, {}))) is not None
+        for (file, face), (photo, owner) in zip(faces, photos, strict=True)
+        if (crop := _crop(file, face, photo, owner, exif.get(photo, {}))) is not None
     ]
 
 
@@ -82,17 +74,16 @@ def photo_of(face: object) -> tuple[str, str]:
         return "", ""
     found = _PHOTO.search(str(face.get("photo_url", "")))
     owner, photo = found.groups() if found else ("", "")
-    return photo, str(face.get("user_nsid") or face.get("author") or owner)
+    return photo, str(face.get("user_nsid") or owner or face.get("author") or "")
 
 
 def parse_tag(text: str) -> float:
     """The number in "1/125 sec", "F2.8", "f/2.8", "28.0 mm", "100" or "50/10"; NaN where there is none."""
-    found = _NUMBER.search(re.sub(r"^\s*[fF]\s*/?\s*", "", text[:64]))
+    found = _NUMBER.match(text[:64])
     if not found:
         return math.nan
-    above, below = found.groups()
-    divisor = float(below) if below else 1.0
-    return float(above) / divisor if divisor else math.nan
+    above, below = (float((part or "1").replace(",", ".")) for part in found.groups())
+    return above / below if below else math.nan
 
 
 def parse_line(line: str) -> tuple[str, dict[str, str]]:
@@ -106,11 +97,38 @@ def parse_line(line: str) -> tuple[str, dict[str, str]]:
     return photo.strip(), tags
 
 
-def _metainfo(folder: Path) -> Path | None:
+def _metainfos(folder: Path) -> Iterator[Path]:
     for pattern in ("", "*/", "*/*/", "*/*/*/"):
-        if found := sorted(folder.glob(pattern + METAINFO)):
-            return found[0]
-    return None
+        yield from sorted(folder.glob(pattern + METAINFO))
+
+
+def _faces(path: Path) -> list[tuple[Path, Any]]:
+    """Pictures and what a metainfo says of them, in its order."""
+    if path.stat().st_size > MAX_METAINFO_BYTES:
+        raise CorpusError(f"{path.name} has more than {MAX_METAINFO_BYTES:,} bytes: split it")
+    try:
+        faces = json.loads(path.read_text("utf-8"))
+        if not isinstance(faces, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorpusError(f"{path} is not FDF's metainfo ({error}): download it again") from error
+    pictures = _pictures(path.parent / "images")
+    if not pictures:
+        raise CorpusError(f"no pictures in {path.parent / 'images'}: download FDF with its images")
+    return [(pictures[index], face) for index, face in faces.items() if index in pictures]
+
+
+def _pictures(images: Path) -> dict[str, Path]:
+    """The largest copy of each picture, by index: FDF keeps a folder for each size, called after it."""
+    sizes = sorted(
+        (path for path in images.glob("*/") if path.name.isdecimal()), key=lambda path: int(path.name)
+    )
+    return {
+        file.stem: file
+        for folder in (images, *sizes)
+        for file in folder.glob("*")
+        if file.suffix.lower() == ".png"
+    }
 
 
 def _exif(folder: Path, photos: set[str]) -> Mapping[str, Mapping[str, str]]:
@@ -138,7 +156,7 @@ def _rows(path: Path, photos: set[str]) -> Iterator[tuple[str, Mapping[str, str]
 def _notes(folder: Path, photos: Iterable[str]) -> Iterator[tuple[str, Mapping[str, str]]]:
     known = set(photos)
     for path in folder.rglob("*.json"):
-        if path.stem not in known or path.stat().st_size > MAX_NOTE_BYTES:
+        if path.stem not in known or not path.is_file() or path.stat().st_size > MAX_NOTE_BYTES:
             continue
         try:
             note = json.loads(path.read_text("utf-8"))
@@ -156,13 +174,13 @@ def _crop(
         return None
     side = int(file.parent.name) if file.parent.name.isdigit() else 256  # images/128/, but FDF256's images/
     try:
-        x0, y0, x1, y1 = (float(value) * side for value in face["bounding_box"])
-        points = np.array(face["landmark"], dtype=np.float32).reshape(7, 2) * side
-    except (KeyError, TypeError, ValueError):
+        (x0, y0), (x1, y1) = _in_pixels(np.array(face["bounding_box"], dtype=np.float32).reshape(2, 2), side)
+        points = _in_pixels(np.array(face["landmark"], dtype=np.float32).reshape(7, 2)[:3], side)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    if not (x1 > x0 and y1 > y0 and np.isfinite(points).all()):
+    if not (x1 > x0 and y1 > y0 and np.isfinite([x0, y0, x1, y1, *points.flat]).all()):
         return None
-    eyes = points[1:3][np.argsort(points[1:3, 0])]  # left and right as seen in the picture
+    eyes = points[1:][np.argsort(points[1:, 0])]  # left and right as seen in the picture
     unknown: npt.NDArray[np.float32] = np.full((2, 2), math.nan, dtype=np.float32)
     return Crop(
         file=file,
@@ -172,8 +190,12 @@ def _crop(
         landmarks=np.concatenate([eyes, points[:1], unknown]),
         size=side,
         row={},
-        box=(x0, y0, x1 - x0, y1 - y0),
+        box=(float(x0), float(y0), float(x1 - x0), float(y1 - y0)),
     )
+
+
+def _in_pixels(places: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    return places if (places > 2).any() else places * side
 
 
 def _tag(exif: Mapping[str, str], names: Iterable[str], bounds: tuple[float, float]) -> float:

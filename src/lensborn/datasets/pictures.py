@@ -6,9 +6,9 @@ source where it is known, since pictures of one source must stay on one side of 
 
 import csv
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from lensborn import defaults
@@ -17,6 +17,7 @@ from lensborn.photo import UnreadableError, find_photos, open_regular
 
 Label = Literal["real", "fake"]
 LABELS: dict[str | None, Label] = {"real": "real", "fake": "fake"}
+MAX_LIST_BYTES = 256 * 2**20  # of a table or a list of pictures
 
 
 class PictureSetError(ValueError):
@@ -48,6 +49,16 @@ class Picture:
             return file.read(length)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """The pictures below a folder, sorted, without the `._` companions that macOS leaves on other disks."""
+    return (path for path in find_photos([folder]) if not path.name.startswith("._"))
+
+
+def is_within(file: str) -> bool:
+    """Whether a file named by a list stays below the list's folder."""
+    return not PurePath(file).is_absolute() and ".." not in PurePath(file).parts
+
+
 def pictures_of_folder(name: str, folder: Path, label: Label) -> list[Picture]:
     """Every picture below a folder, named by its path within, the set's name first.
 
@@ -57,7 +68,7 @@ def pictures_of_folder(name: str, folder: Path, label: Label) -> list[Picture]:
         raise PictureSetError(f"{name}={folder} is not a folder: give the folder that holds the pictures")
     pictures = [
         Picture(path, f"{name}/{path.relative_to(folder).as_posix()}", name, label)
-        for path in find_photos([folder])
+        for path in files_below(folder)
     ]
     if not pictures:
         raise PictureSetError(f"{name}={folder} holds no picture that lensborn reads")
@@ -67,10 +78,12 @@ def pictures_of_folder(name: str, folder: Path, label: Label) -> list[Picture]:
 def pictures_of_table(table: Path) -> list[Picture]:
     """The pictures of a CSV table: columns file, label (real or fake), set or generator, and source if known.
 
-    `file` is relative to the table's folder and is the picture's name. Raises PictureSetError, with the line,
-    where the table is no such table.
+    `file` is relative to the table's folder, within it, and is the picture's name. Raises PictureSetError, with
+    the line, where the table is no such table.
     """
     try:
+        if table.stat().st_size > MAX_LIST_BYTES:
+            raise PictureSetError(f"{table} has more than {MAX_LIST_BYTES:,} bytes: split it")
         with table.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -81,8 +94,10 @@ def pictures_of_table(table: Path) -> list[Picture]:
         name = name or canonical(row.get("generator") or "")
         if not file or not name or label not in LABELS:
             raise PictureSetError(f"{table}, record {line}: needs file, set, and label (real or fake)")
-        if Path(file).is_absolute():
-            raise PictureSetError(f"{table}, record {line}: {file} must be relative to the table's folder")
+        if not is_within(file):
+            raise PictureSetError(
+                f"{table}, record {line}: {file} must be relative to the table's folder, below it"
+            )
         pictures.append(Picture(table.parent / file, file, name, LABELS[label], row.get("source") or ""))
     if not pictures:
         raise PictureSetError(f"{table} has no rows")
