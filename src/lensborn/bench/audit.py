@@ -94,9 +94,9 @@ def container_features(containers: Sequence[Container]) -> Floats:
             for c in containers
         ]
     )
-    n, upper = numbers.shape[1], np.triu_indices(numbers.shape[1])
+    upper = np.triu_indices(numbers.shape[1])
     centred = numbers - numbers.mean(axis=0)
-    products = centred[:, upper[0]] * centred[:, upper[1]] if n else centred
+    products = centred[:, upper[0]] * centred[:, upper[1]]
     kinds = [(c.codec, c.subsampling, c.progressive) for c in containers]
     indicators = np.array(
         [[kind == known for known in sorted(set(kinds))] for kind in kinds], dtype=np.float64

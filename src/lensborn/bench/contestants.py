@@ -49,8 +49,8 @@ class Contestant(Protocol):
     `sha256`: of what decides its scores, "" where unknown: then nothing it says is kept for a resumed run.
     `threshold`: scores of at least that are flagged, by its own calibration; None where it has none.
     `judges`: whether it has scores of its own. `refits`: whether its observations are features, to which the
-    benchmark fits densities. `seen`: the first 16
-    digits of the SHA-256 of the pictures that it was made from, as far as it tells.
+    benchmark fits densities. `seen`: the first 16 digits of the SHA-256 of the pictures that it was made from, as
+    far as it tells.
     """
 
     name: str

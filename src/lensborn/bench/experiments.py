@@ -22,7 +22,7 @@ from lensborn.bench.judging import Entry, Refit
 from lensborn.bench.observing import Observed, has_row
 from lensborn.bench.render import Section, Table, interval, latex, markdown, number, to_csv, to_json, write
 from lensborn.bench.report import audits_cell
-from lensborn.bench.tables import Audits, Judged, Row, pair
+from lensborn.bench.tables import AUDIT_LIMIT, Audits, Judged, Row, pair
 
 PAPER = Refit(n_components=(8,))
 COMPONENTS = range(1, 17)  # of fig. 4
@@ -49,8 +49,7 @@ def rows_of(
     refit: Refit = PAPER,
     progress: Progress = lambda *_: None,
 ) -> list[Row]:
-    """Every encoder against every generated set, its mixture fitted to `real`; rows as of "
-    "`tables.Tables.pairs`."""
+    """Every encoder against every generated set, its mixture fitted to `real`; rows as of `tables.Tables`."""
     judged = Judged(observed, reference=True, alpha=alpha, refit=refit)
     audits = Audits(judged, seed)
     wanted = [(one, fake) for one in contestants for fake in judged.fake_sets()]
@@ -121,7 +120,7 @@ def do(
         f"{_TITLES[name]}; condition {condition}, mixture fitted to half of {real}, measured "
         "on its other half. Encoders and data are not the paper's; its numbers stand below as published. "
         "Audits: the AUC of classifiers that see the container alone, and high-pass statistics alone; (f) and (t) "
-        "mark those above 0.6."
+        f"mark those above {AUDIT_LIMIT}."
     )
     sections = [Section("", text, tables, pictures), Section("Published numbers", "", (literature.table(),))]
     body = markdown(_TITLES[name], sections)

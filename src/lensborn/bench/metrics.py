@@ -14,7 +14,7 @@ makes them lopsided, and none where hardly a photograph stands above that thresh
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Strings = NDArray[np.str_]
 Curve = tuple[Floats, Floats]  # flagged fakes, flagged reals: (replicates, thresholds + 1), from none to all
-Statistic = Callable[[Curve], Floats]  # (replicates,)
 
 AT_THRESHOLD = ("accuracy", "balanced_accuracy", "found", "false_alarms")
 MEASURES = ("auc", "ap", "tpr_at_1", "tpr_at_5", *AT_THRESHOLD)
 _AT_FPR = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
-_LEAST_ABOVE = (
-    5  # photographs (or sources) that should stand above a threshold for its interval to mean anything
-)
+_LEAST_ABOVE = 5  # photographs (or sources) above a threshold, for its interval to mean anything
 
 REPLICATES = 1000
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations

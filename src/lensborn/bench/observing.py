@@ -110,17 +110,19 @@ def _observe_chunk(
     pictures: list[Picture], conditions: Sequence[str], contestants: Sequence[Contestant], progress: Progress
 ) -> Observed:
     rows: dict[str, list[Condition]] = {condition: [] for condition in conditions}
-    shown: list[Seen] = []
+    sha256: list[str] = []  # not the pictures themselves: a batch's pixels are let go with it
+    sides: list[float] = []
     known = frozenset().union(*(contestant.seen for contestant in contestants))
     for batch in _batches(show(pictures, conditions, known)):
-        shown += batch
+        sha256 += [seen.sha256 for seen in batch]
+        sides += [seen.side for seen in batch]
         for condition in conditions:
             rows[condition].append(_observe_views(batch, condition, contestants))
         progress(len(batch))
     return Observed(
         pictures,
-        [seen.sha256 for seen in shown],
-        np.array([seen.side for seen in shown]),
+        sha256,
+        np.array(sides),
         {condition: _stacked(parts) for condition, parts in rows.items()},
     )
 

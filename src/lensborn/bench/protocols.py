@@ -128,7 +128,7 @@ def _views(
     views: dict[str, View | Reason] = {}
     for condition in conditions:
         if condition == PUBLISHED:
-            views[condition] = View(data, box, name, condition)
+            views[condition] = View(data, box, name, condition, pixels)
         elif condition in equalised:
             views[condition] = _whole(equalised[condition], name, condition)
         elif is_delivery(condition) and EQUALISED in equalised:

@@ -207,7 +207,7 @@ def condition_tables(tables: Tables, condition: str, entry: str) -> list[Table]:
         f"above {AUDIT_LIMIT}: file format may explain the row. (t): high-pass statistics of the pixels do: fine "
         "detail differs between the sets, by resampling and compression, or because one is generated."
         if marked
-        else "No row is marked: neither audit is above 0.6."
+        else f"No row is marked: neither audit is above {AUDIT_LIMIT}."
     )
     return [
         Table(f"{entry}, {condition}: against all photographs", _PAIR_HEADER, full),
@@ -290,30 +290,24 @@ def comparison_table(tables: Tables) -> Table:
 
 def _introduction(manifest: Row) -> str:
     halves = (
-        "Half of each photographic set, chosen by a hash of the source (of the picture's name where a set "
-        "has fewer "
-        f"than {metrics.MIN_GROUPS} sources), fits what is fitted here and sets its thresholds; all "
-        "numbers are of "
-        "the other half."
+        "Half of each photographic set, chosen by a hash of the source (of the picture's name where a "
+        f"set has fewer than {metrics.MIN_GROUPS} sources), fits what is fitted here and sets its "
+        "thresholds; all numbers are of the other half."
         if manifest["reference"]
         else "All photographs are measured: nothing was fitted or calibrated on them."
     )
     return (
         "Generated is the positive class; higher scores are more anomalous; an AUC of 0.5 is chance, and "
-        "below 0.5 "
-        "generated faces look *more* like photographs than photographs do. Brackets hold 95 % intervals, by "
-        "bootstrap, of whole sources where a set names enough of them; they say nothing of generators and "
-        "photographs "
-        f"unlike these. {halves} Accuracy is at a nominal {100 * manifest['alpha']:g} % of photographs "
-        "flagged and "
-        "leans to the larger class. `(refitted)`: the same features under a mixture fitted to the "
-        "photographic set "
-        "that stands beside it. Pictures without a score are counted in pairs.csv and photographs.csv, "
-        "with the "
-        "reason; `seen` are those that a detector was made from.\n\n"
-        "Each number stands beside two audits: the AUC of classifiers, trained on these very pictures by "
-        "cross-validation, that see the container alone (size, codec, tables, chroma, length), and high-pass "
-        f"statistics alone. Above {AUDIT_LIMIT} the row is marked."
+        "below 0.5 generated faces look *more* like photographs than photographs do. Brackets hold 95 % "
+        "intervals, by bootstrap, of whole sources where a set names enough of them; they say nothing of "
+        f"generators and photographs unlike these. {halves} Accuracy is at a nominal "
+        f"{100 * manifest['alpha']:g} % of photographs flagged and leans to the larger class. "
+        "`(refitted)`: the same features under a mixture fitted to the photographic set that stands "
+        "beside it. Pictures without a score are counted in pairs.csv and photographs.csv, with the "
+        "reason; `seen` are those that a detector was made from.\n\nEach number stands beside two "
+        "audits: the AUC of classifiers, trained on these very pictures by cross-validation, that see "
+        "the container alone (size, codec, tables, chroma, length), and high-pass statistics alone. "
+        f"Above {AUDIT_LIMIT} the row is marked."
     )
 
 
@@ -328,8 +322,8 @@ def _flagged_text(manifest: Row) -> str:
 
 _DELIVERY_TEXT = (
     "What sites do to a picture afterwards, done to the equalised ones; thresholds stay as they were. A "
-    "detector of "
-    "cameras should keep both columns steady; where false alarms rise, it takes the delivery for an anomaly."
+    "detector of cameras should keep both columns steady; where false alarms rise, it takes the delivery "
+    "for an anomaly."
 )
 _MEANING = """\
 - Where the container audit is high, an AUC may be that of a format: the row says nothing about the detector.
@@ -344,8 +338,7 @@ _MEANING = """\
 """
 _COMPARISON_TEXT = (
     "On the same pictures, resampled together; p-values two-sided, by the paired bootstrap (AUC) and "
-    "McNemar's exact "
-    "test (accuracy), adjusted by Holm within a condition."
+    "McNemar's exact test (accuracy), adjusted by Holm within a condition."
 )
 
 

@@ -253,7 +253,7 @@ def _comparisons(judged: Judged, entries: Sequence[Entry], condition: str, seed:
             )
             both = np.concatenate([real_rows, fake_rows])
             is_fake = np.arange(len(both)) >= len(real_rows)
-            right = [(one.scores[both] >= one.threshold) == is_fake for one in (a, b)]
+            right = [(said.scores[both] >= said.threshold) == is_fake for said in (a, b)]
             rows.append(
                 {
                     "condition": condition,

@@ -181,7 +181,10 @@ def imagenet(path: Path) -> TorchExtractor:
     raise ValueError(f"{path.name} fits no backbone ({', '.join(BACKBONES)}): {errors[0]}")
 
 
-_HF_BLOCK = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"} | {
+_HF_BLOCK = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
