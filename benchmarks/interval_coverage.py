@@ -1,6 +1,6 @@
 """How often the intervals of `lensborn bench` cover the truth, on simulated data sets.
 
-    python benchmarks/interval_coverage.py [--simulations 1000] [--into docs/evaluation.md]
+    python benchmarks/interval_coverage.py [--simulations 4000] [--into docs/evaluation.md]
 
 Binormal scores of several sizes and AUCs; 40 sources of equal size in the clustered rows, whose source makes 80 %
 of a photograph's variance. Nominal: 0.95. Prints a table in Markdown, and writes it between the markers of a page.
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulations", type=int, default=1000)
+    parser.add_argument("--simulations", type=int, default=4000)
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
     lines = [f"| real / generated | AUC | {' | '.join(metrics.MEASURES)} |"]

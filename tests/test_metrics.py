@@ -75,10 +75,11 @@ def test_a_replicate_is_the_number_of_the_drawn_pictures():
     rng = np.random.default_rng(1)
     real, fake = rng.integers(0, 5, 30).astype(float), rng.integers(1, 7, 20).astype(float)
     weights = [metrics.resample(rng, 8, np.full(n, "")) for n in (30, 20)]
-    weighted = metrics._numbers(real, fake, 3.0, *weights)
+    weighted = metrics._of_curve(metrics._curves(real, fake, *weights))
     for replicate, (r, f) in enumerate(zip(*weights, strict=True)):
         drawn = values(np.repeat(real, r.astype(int)), np.repeat(fake, f.astype(int)), 3.0)
-        assert {name: weighted[name][replicate] for name in drawn} == pytest.approx(drawn, abs=1e-12)
+        for name, values_of_all in weighted.items():
+            assert values_of_all[replicate] == pytest.approx(drawn[name], abs=1e-12)
 
 
 def coverage(draw, truth, simulations, name="auc"):
@@ -132,6 +133,29 @@ def test_resampling_keeps_strata_and_groups():
     assert np.array_equal(few, by_picture)  # too few groups: by picture
 
 
+def test_a_share_has_wilsons_interval():
+    assert metrics.rate(np.arange(10) < 1) == pytest.approx((0.1, 0.01787621, 0.40415002), abs=1e-7)
+    assert metrics.rate(np.zeros(10, bool)) == pytest.approx((0, 0, 0.27753279), abs=1e-7)  # 3.84 / 13.84
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.rate([])
+
+
+def test_a_share_by_groups_is_as_wide_as_the_groups_say():
+    flagged = np.arange(400) < 100
+    alone = metrics.rate(flagged)
+    whole = metrics.rate(flagged, groups=(np.arange(400) // 10).astype(str))  # 40 groups, each all or none
+    forty = metrics.rate(flagged[::10])
+    assert whole.high - whole.low > 2.5 * (alone.high - alone.low)
+    assert (whole.low, whole.high) == pytest.approx((forty.low, forty.high), abs=0.03)
+    none = metrics.rate(np.zeros(400, bool), groups=(np.arange(400) // 10).astype(str))
+    assert none == metrics.rate(np.zeros(40, bool))
+
+
+def test_a_sum_of_shares_recovers_the_variance_of_its_parts():
+    one, other = metrics.Interval(0.5, 0.47, 0.53), metrics.Interval(0.2, 0.16, 0.24)
+    assert metrics.weighted_sum((1, one), (1, other)) == pytest.approx((0.7, 0.65, 0.75))
+
+
 def test_intervals_are_seeded_and_hold_their_number():
     rng = np.random.default_rng(3)
     real, fake = rng.normal(size=60), rng.normal(0.5, 1, size=40)
@@ -143,7 +167,7 @@ def test_intervals_are_seeded_and_hold_their_number():
             assert np.isnan([low, high]).all()
         else:
             assert 0 <= low <= number <= high <= 1
-    many = metrics.measures(rng.normal(size=500), fake, 0.5)
+    many = metrics.measures(rng.normal(size=1000), fake, 0.5)
     assert all(0 <= i.low <= i.value <= i.high <= 1 for i in many.values())
     apart = metrics.measures([0.0, 1.0], [2.0, 3.0], 1.5)["auc"]  # no resample differs from the sample
     assert apart.value == apart.high == 1 > apart.low

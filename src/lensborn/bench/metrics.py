@@ -10,7 +10,8 @@ without interpolation (as in scikit-learn). Intervals by bootstrap (Efron and Ti
 class and photographic set, by cluster where pictures share a source (Field and Welsh 2007): normal on the logit
 scale with the bootstrap's standard error and Student's quantile, where plain percentiles cover the truth too rarely
 (benchmarks/interval_coverage.py); percentiles for true-positive rates at a false-alarm rate, whose own threshold
-makes them lopsided, and none where hardly a photograph stands above that threshold.
+makes them lopsided, and none where hardly a photograph stands above that threshold. Shares at a fixed threshold
+need no bootstrap: see `rate`; sums of shares by the recovered variances of their parts (Zou and Donner 2008).
 """
 
 import math
@@ -25,9 +26,10 @@ Strings = NDArray[np.str_]
 Curve = tuple[Floats, Floats]  # flagged fakes, flagged reals: (replicates, thresholds + 1), from none to all
 
 AT_THRESHOLD = ("accuracy", "balanced_accuracy", "found", "false_alarms")
-MEASURES = ("auc", "ap", "tpr_at_1", "tpr_at_5", *AT_THRESHOLD)
+_OF_CURVE = ("auc", "ap", "tpr_at_1", "tpr_at_5")
+MEASURES = (*_OF_CURVE, *AT_THRESHOLD)
 _AT_FPR = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
-_LEAST_ABOVE = 5  # photographs (or sources) above a threshold, for its interval to mean anything
+_LEAST_ABOVE = 10  # photographs (or sources) above a threshold, for its interval to mean anything
 
 REPLICATES = 1000
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
@@ -135,6 +137,41 @@ class Interval(NamedTuple):
     high: float
 
 
+def rate(flagged: ArrayLike, *, strata: Strings | None = None, groups: Strings | None = None) -> Interval:
+    """The share of `flagged` (N,) bool: Wilson's interval (1927), or by `groups` within `strata` as in `resample`.
+
+    By groups it is normal on the logit scale, with the linearised variance of a ratio and Student's quantile (Korn
+    and Graubard 1998); where none or all are flagged, Wilson's of the groups. Raises ValueError for no picture.
+    """
+    from scipy.special import stdtrit  # noqa: PLC0415
+
+    hits = np.asarray(flagged, dtype=bool)
+    n = len(hits)
+    if not n:
+        raise ValueError("a share needs at least one picture")
+    share = float(hits.mean())
+    parts = list(_units(np.full(n, "") if strata is None else strata, groups))
+    n_units = sum(int(units.max()) + 1 for _, units in parts)
+    excess = [np.bincount(units, hits[members] - hits[members].mean()) for members, units in parts]
+    variance = sum(float((one**2).sum()) * len(one) / max(len(one) - 1, 1) for one in excess) / n**2
+    if n_units < n and variance:
+        odds, logit = share * (1 - share), math.log(share / (1 - share))
+        reach = float(stdtrit(n_units - len(parts), 0.975)) * math.sqrt(variance) / odds
+        return Interval(share, _expit(logit - reach), _expit(logit + reach))
+    shrink = 1 + Z**2 / n_units
+    centre = (share + Z**2 / (2 * n_units)) / shrink
+    reach = Z / shrink * math.sqrt(share * (1 - share) / n_units + Z**2 / (4 * n_units**2))
+    return Interval(share, min(max(centre - reach, 0.0), share), max(min(centre + reach, 1.0), share))
+
+
+def weighted_sum(*terms: tuple[float, Interval]) -> Interval:
+    """The sum of independent numbers, each with a weight of at least 0, with its interval (Zou and Donner 2008)."""
+    value = sum(weight * one.value for weight, one in terms)
+    down = math.sqrt(sum((weight * (one.value - one.low)) ** 2 for weight, one in terms))
+    up = math.sqrt(sum((weight * (one.high - one.value)) ** 2 for weight, one in terms))
+    return Interval(value, value - down, value + up)
+
+
 class Comparison(NamedTuple):
     """Difference of two AUCs with its 95 % interval, and the two-sided p-value of no difference."""
 
@@ -171,7 +208,7 @@ def measures(
     """
     real, fake = _scores(real, "real"), _scores(fake, "fake")
     drawn = _Draws(real, {"": fake}, threshold, real_strata, real_groups, {"": fake_groups}, replicates, seed)
-    return {name: drawn.interval(name, drawn.values[""][name]) for name in MEASURES}
+    return drawn.mean([""])
 
 
 def over_sets(
@@ -193,10 +230,7 @@ def over_sets(
     sets = {name: _scores(fake, name) for name, fake in fakes.items()}
     groups = dict(fake_groups or {})
     drawn = _Draws(real, sets, threshold, real_strata, real_groups, groups, replicates, seed)
-    macro = {
-        name: drawn.interval(name, np.mean([values[name] for values in drawn.values.values()], axis=0))
-        for name in MEASURES
-    }
+    macro = drawn.mean(list(sets))
     worst = min(drawn.values, key=lambda name: float(drawn.values[name]["auc"][0]))
     pooled = np.concatenate(list(sets.values()))
     pooled_groups = None
@@ -269,9 +303,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class _Draws:
-    """Every number on the sample itself (first) and on each resample (after it), for each generated set.
+    """The numbers of each generated set against the photographs, the curve's on resamples.
 
-    `values`: by set and number, (1 + replicates,). `reach`: see `_reach`.
+    `values`: by set and number of the curve, (1 + replicates,), the sample itself first. `reach`: see `_reach`.
     """
 
     def __init__(
@@ -289,6 +323,10 @@ class _Draws:
         strata = np.full(len(real), "") if real_strata is None else real_strata
         everyone = {name: np.full(len(fake), "") for name, fake in fakes.items()}
         groups = fake_groups or {}
+        self._shares = {name: len(fake) / (len(real) + len(fake)) for name, fake in fakes.items()}
+        self._alarms = rate(real >= threshold, strata=strata, groups=real_groups)
+        self._spared = rate(real < threshold, strata=strata, groups=real_groups)
+        self._found = {name: rate(fake >= threshold, groups=groups.get(name)) for name, fake in fakes.items()}
         self._units = _count((strata, real_groups))
         self.reach = _reach((strata, real_groups), *((everyone[name], groups.get(name)) for name in fakes))
         self._least = 1 / (2 * max(map(len, fakes.values())) + 2)
@@ -299,17 +337,37 @@ class _Draws:
             for name, fake in fakes.items():
                 drawn = resample(rng, n, everyone[name], groups.get(name))
                 fake_weights = _with_sample(drawn, first=not start)
-                parts[name].append(_numbers(real, fake, threshold, real_weights, fake_weights))
+                parts[name].append(_of_curve(_curves(real, fake, real_weights, fake_weights)))
         self.values = {
-            name: {key: np.concatenate([block[key] for block in blocks]) for key in MEASURES}
+            name: {key: np.concatenate([block[key] for block in blocks]) for key in _OF_CURVE}
             for name, blocks in parts.items()
         }
 
-    def interval(self, name: str, values: Floats) -> Interval:
-        """The interval of the number of that name; see the module's head."""
+    def mean(self, names: Sequence[str]) -> dict[str, Interval]:
+        """Every number of MEASURES, the mean over the generated sets of these names."""
+        each, count = [self.values[name] for name in names], len(names)
+        share = sum(self._shares[name] for name in names) / count
+        return {
+            **{
+                key: self.interval(key, np.mean([values[key] for values in each], axis=0))
+                for key in _OF_CURVE
+            },
+            "accuracy": weighted_sum(
+                (1 - share, self._spared),
+                *((self._shares[name] / count, self._found[name]) for name in names),
+            ),
+            "balanced_accuracy": weighted_sum(
+                (0.5, self._spared), *((0.5 / count, self._found[name]) for name in names)
+            ),
+            "found": weighted_sum(*((1 / count, self._found[name]) for name in names)),
+            "false_alarms": self._alarms,
+        }
+
+    def interval(self, key: str, values: Floats) -> Interval:
+        """The interval of that number of the curve; see the module's head."""
         value, drawn = float(values[0]), values[1:]
-        if name in _AT_FPR:
-            if self._units * _AT_FPR[name] < _LEAST_ABOVE:
+        if key in _AT_FPR:
+            if self._units * _AT_FPR[key] < _LEAST_ABOVE:
                 return Interval(value, math.nan, math.nan)
             low, high = (float(limit) for limit in np.quantile(drawn, [0.025, 0.975]))
         elif not math.isfinite(self.reach):  # a single picture says nothing
@@ -324,21 +382,11 @@ def _with_sample(weights: Floats, *, first: bool) -> Floats:
     return np.concatenate([np.ones((1, weights.shape[1])), weights]) if first else weights
 
 
-def _numbers(
-    real: Floats, fake: Floats, threshold: float, real_weights: Floats, fake_weights: Floats
-) -> dict[str, Floats]:
-    curve = _curves(real, fake, real_weights, fake_weights)
-    n_real, n_fake = real_weights.sum(axis=1), fake_weights.sum(axis=1)
-    alarms, hits = real_weights @ (real >= threshold), fake_weights @ (fake >= threshold)
+def _of_curve(curve: Curve) -> dict[str, Floats]:
     return {
         "auc": auc_of(curve),
         "ap": average_precision_of(curve),
-        "tpr_at_1": tpr_at_fpr_of(curve, 0.01),
-        "tpr_at_5": tpr_at_fpr_of(curve, 0.05),
-        "accuracy": (n_real - alarms + hits) / (n_real + n_fake),
-        "balanced_accuracy": (1 - alarms / n_real + hits / n_fake) / 2,
-        "found": hits / n_fake,
-        "false_alarms": alarms / n_real,
+        **{name: tpr_at_fpr_of(curve, share) for name, share in _AT_FPR.items()},
     }
 
 
@@ -349,4 +397,4 @@ def _logit(values: Floats, least: float) -> Floats:
 
 
 def _expit(value: float) -> float:
-    return 1 / (1 + math.exp(-value))
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0

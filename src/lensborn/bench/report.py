@@ -299,7 +299,7 @@ def _introduction(manifest: Row) -> str:
     return (
         "Generated is the positive class; higher scores are more anomalous; an AUC of 0.5 is chance, and "
         "below 0.5 generated faces look *more* like photographs than photographs do. Brackets hold 95 % "
-        "intervals, by bootstrap, of whole sources where a set names enough of them; they say nothing of "
+        "intervals, by whole sources where a set names enough of them; they say nothing of "
         f"generators and photographs unlike these. {halves} Accuracy is at a nominal "
         f"{100 * manifest['alpha']:g} % of photographs flagged and leans to the larger class. "
         "`(refitted)`: the same features under a mixture fitted to the photographic set that stands "
