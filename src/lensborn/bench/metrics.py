@@ -151,8 +151,8 @@ def rate(flagged: ArrayLike, *, strata: Strings | None = None, groups: Strings |
         raise ValueError("a share needs at least one picture")
     share = float(hits.mean())
     parts = list(_units(np.full(n, "") if strata is None else strata, groups))
-    n_units = sum(int(units.max()) + 1 for _, units in parts)
     excess = [np.bincount(units, hits[members] - hits[members].mean()) for members, units in parts]
+    n_units = sum(map(len, excess))
     variance = sum(float((one**2).sum()) * len(one) / max(len(one) - 1, 1) for one in excess) / n**2
     if n_units < n and variance:
         odds, logit = share * (1 - share), math.log(share / (1 - share))
@@ -207,8 +207,9 @@ def measures(
     `fake_groups` (M,): what is resampled together, see `resample`.
     """
     real, fake = _scores(real, "real"), _scores(fake, "fake")
-    drawn = _Draws(real, {"": fake}, threshold, real_strata, real_groups, {"": fake_groups}, replicates, seed)
-    return drawn.mean([""])
+    sets, groups = {"": fake}, {"": fake_groups}
+    drawn = _Draws(real, sets, real_strata, real_groups, groups, replicates, seed)
+    return drawn.means() | _shares(real, sets, threshold, real_strata, real_groups, groups)
 
 
 def over_sets(
@@ -229,8 +230,8 @@ def over_sets(
     real = _scores(real, "real")
     sets = {name: _scores(fake, name) for name, fake in fakes.items()}
     groups = dict(fake_groups or {})
-    drawn = _Draws(real, sets, threshold, real_strata, real_groups, groups, replicates, seed)
-    macro = drawn.mean(list(sets))
+    drawn = _Draws(real, sets, real_strata, real_groups, groups, replicates, seed)
+    macro = drawn.means() | _shares(real, sets, threshold, real_strata, real_groups, groups)
     worst = min(drawn.values, key=lambda name: float(drawn.values[name]["auc"][0]))
     pooled = np.concatenate(list(sets.values()))
     pooled_groups = None
@@ -273,7 +274,7 @@ def paired(
 
     def draws(real: ArrayLike, fake: ArrayLike) -> _Draws:
         sets, groups = {"": _scores(fake, "fake")}, {"": fake_groups}
-        return _Draws(_scores(real, "real"), sets, 0.0, real_strata, real_groups, groups, replicates, seed)
+        return _Draws(_scores(real, "real"), sets, real_strata, real_groups, groups, replicates, seed)
 
     one, other = draws(real_a, fake_a), draws(real_b, fake_b)
     difference = one.values[""]["auc"] - other.values[""]["auc"]
@@ -303,16 +304,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class _Draws:
-    """The numbers of each generated set against the photographs, the curve's on resamples.
+    """The numbers of the curve on the sample itself (first) and on each resample, for each generated set.
 
-    `values`: by set and number of the curve, (1 + replicates,), the sample itself first. `reach`: see `_reach`.
+    `values`: by set and number, (1 + replicates,). `reach`: see `_reach`.
     """
 
     def __init__(
         self,
         real: Floats,
         fakes: Mapping[str, Floats],
-        threshold: float,
         real_strata: Strings | None = None,
         real_groups: Strings | None = None,
         fake_groups: Mapping[str, Strings | None] | None = None,
@@ -323,10 +323,6 @@ class _Draws:
         strata = np.full(len(real), "") if real_strata is None else real_strata
         everyone = {name: np.full(len(fake), "") for name, fake in fakes.items()}
         groups = fake_groups or {}
-        self._shares = {name: len(fake) / (len(real) + len(fake)) for name, fake in fakes.items()}
-        self._alarms = rate(real >= threshold, strata=strata, groups=real_groups)
-        self._spared = rate(real < threshold, strata=strata, groups=real_groups)
-        self._found = {name: rate(fake >= threshold, groups=groups.get(name)) for name, fake in fakes.items()}
         self._units = _count((strata, real_groups))
         self.reach = _reach((strata, real_groups), *((everyone[name], groups.get(name)) for name in fakes))
         self._least = 1 / (2 * max(map(len, fakes.values())) + 2)
@@ -343,25 +339,10 @@ class _Draws:
             for name, blocks in parts.items()
         }
 
-    def mean(self, names: Sequence[str]) -> dict[str, Interval]:
-        """Every number of MEASURES, the mean over the generated sets of these names."""
-        each, count = [self.values[name] for name in names], len(names)
-        share = sum(self._shares[name] for name in names) / count
-        return {
-            **{
-                key: self.interval(key, np.mean([values[key] for values in each], axis=0))
-                for key in _OF_CURVE
-            },
-            "accuracy": weighted_sum(
-                (1 - share, self._spared),
-                *((self._shares[name] / count, self._found[name]) for name in names),
-            ),
-            "balanced_accuracy": weighted_sum(
-                (0.5, self._spared), *((0.5 / count, self._found[name]) for name in names)
-            ),
-            "found": weighted_sum(*((1 / count, self._found[name]) for name in names)),
-            "false_alarms": self._alarms,
-        }
+    def means(self) -> dict[str, Interval]:
+        """The mean of each number of the curve over the generated sets."""
+        each = list(self.values.values())
+        return {key: self.interval(key, np.mean([one[key] for one in each], axis=0)) for key in _OF_CURVE}
 
     def interval(self, key: str, values: Floats) -> Interval:
         """The interval of that number of the curve; see the module's head."""
@@ -376,6 +357,28 @@ class _Draws:
             centre, logits = _logit(values[:1], self._least)[0], _logit(drawn, self._least)
             low, high = (float(_expit(centre + sign * self.reach * logits.std())) for sign in (-1, 1))
         return Interval(value, min(low, value), max(high, value))
+
+
+def _shares(
+    real: Floats,
+    fakes: Mapping[str, Floats],
+    threshold: float,
+    real_strata: Strings | None,
+    real_groups: Strings | None,
+    fake_groups: Mapping[str, Strings | None],
+) -> dict[str, Interval]:
+    """The numbers of AT_THRESHOLD, each the mean over the generated sets."""
+    alarms = rate(real >= threshold, strata=real_strata, groups=real_groups)
+    spared = Interval(1 - alarms.value, 1 - alarms.high, 1 - alarms.low)
+    found = [rate(fake >= threshold, groups=fake_groups.get(name)) for name, fake in fakes.items()]
+    part = 1 / len(found)
+    weights = [part * len(fake) / (len(real) + len(fake)) for fake in fakes.values()]
+    return {
+        "accuracy": weighted_sum((1 - sum(weights), spared), *zip(weights, found, strict=True)),
+        "balanced_accuracy": weighted_sum((0.5, spared), *((part / 2, one) for one in found)),
+        "found": weighted_sum(*((part, one) for one in found)),
+        "false_alarms": alarms,
+    }
 
 
 def _with_sample(weights: Floats, *, first: bool) -> Floats:
