@@ -182,7 +182,7 @@ def main() -> None:
     }
     sets |= dict.fromkeys(landmarks, "photos")
 
-    finder = FaceFinder(min_confidence=given.min_confidence, threads=1)
+    finder = FaceFinder(min_confidence=given.min_confidence)
     latest: list[Face] = []
 
     def lensborn(pixels: Pixels) -> Boxes:

@@ -1,5 +1,6 @@
 """Fit, save, load, score and verdicts of the detector, on a tiny bundle of real parts."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from lensborn.bundle import Bundle, BundleError
 from lensborn.calibration import Conformal
 from lensborn.detector import Detector, ModelInfo, half_of, judge
 from lensborn.features import read_encoder
+from lensborn.graph import cores
+from lensborn.photo import read_photo
 
 
 def test_examples(detector: Detector, examples: Path) -> None:
@@ -93,14 +96,40 @@ def test_reading_ahead_is_bounded(detector: Detector, examples: Path) -> None:
     asked = []
 
     def paths() -> object:
-        for number in range(10):
+        for number in range(module.READ_AHEAD + cores() + 5):
             asked.append(number)
             yield examples / "generated-man.jpg"
 
     found = detector.detect_many(paths())
     next(found)
-    assert len(asked) == module.READ_AHEAD + 1
+    assert len(asked) == module.READ_AHEAD + cores()
     found.close()
+
+
+def test_company_changes_no_bit(detector: Detector, examples: Path) -> None:
+    files = sorted(examples.glob("*.jpg")) * 3
+    assert list(detector.detect_many(files)) == [detector.detect(file) for file in files]
+
+
+def test_large_pictures_are_decoded_one_at_a_time(
+    detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[int] = []
+    most = 0
+
+    def watched(*arguments: object) -> object:
+        nonlocal most
+        inside.append(1)
+        most = max(most, len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return cut(*arguments)
+
+    cut = module._cut_faces
+    monkeypatch.setattr(module, "_cut_faces", watched)
+    monkeypatch.setattr(module, "LARGE_PX", 1000)
+    assert len(list(detector.detect_many([examples / "generated-man.jpg"] * 6))) == 6
+    assert most == 1
 
 
 def test_interruption_passes(detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,12 +145,13 @@ def test_interruption_passes(detector: Detector, examples: Path, monkeypatch: py
 def test_an_unexpected_error_is_the_file_s_alone(
     detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def fail_once(path: object) -> object:
-        monkeypatch.undo()
-        raise error
+    def fail_for_one(path: Path) -> object:
+        if path.name == "generated-man.jpg":
+            raise error
+        return read_photo(path)
 
-    monkeypatch.setattr(module, "read_photo", fail_once)
-    bad, good = detector.detect_many([examples / "generated-man.jpg"] * 2)
+    monkeypatch.setattr(module, "read_photo", fail_for_one)
+    bad, good = detector.detect_many([examples / "generated-man.jpg", examples / "generated-woman.jpg"])
     assert (bad.status, good.status) == ("unreadable", "ok")
     assert bad.error and set(bad.camera.values()) == {None}
     assert (bad.width, bad.height, bad.faces) == (None, None, ())

@@ -27,7 +27,7 @@ def load(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def finder() -> FaceFinder:
-    return FaceFinder(threads=1)
+    return FaceFinder()
 
 
 def shares(face: Face, box: tuple[float, float, float, float]) -> float:

@@ -37,7 +37,7 @@ def literal_features(crops: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.
 
 def test_encoder_takes_rgb_in_0_to_255_and_keeps_the_order(tiny_export: Path) -> None:
     crops = np.random.default_rng(1).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
-    found = Encoder(tiny_export / "encoder.xml", threads=1).encode(crops)
+    found = Encoder(tiny_export / "encoder.xml").encode(crops)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, literal_features(crops, seed=0), rtol=1e-3, atol=1e-4)
 
@@ -46,8 +46,9 @@ def test_batching_changes_nothing(tiny_export: Path, monkeypatch: pytest.MonkeyP
     crops = np.random.default_rng(2).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     encoder = Encoder(tiny_export / "encoder.xml")
     whole = encoder.encode(crops)
-    monkeypatch.setattr(features, "BATCH", 2)
-    np.testing.assert_allclose(encoder.encode(crops), whole, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(features, "CHUNK", 2)
+    np.testing.assert_array_equal(encoder.encode(crops), whole)
+    np.testing.assert_array_equal(np.concatenate([encoder.encode(crop[None]) for crop in crops]), whole)
     assert encoder.encode(crops[:0]).shape == (0, TINY_DIM)
 
 

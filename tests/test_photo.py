@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from lensborn.photo import CameraSettings, UnreadableError, camera_settings, find_photos, read_photo
+from lensborn.photo import (
+    CameraSettings,
+    UnreadableError,
+    camera_settings,
+    find_photos,
+    photo_pixels,
+    read_photo,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
@@ -487,3 +494,11 @@ def test_photographs_are_found_in_order_and_none_is_passed_over(tmp_path: Path) 
 def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     assert list(find_photos([tmp_path])) == [tmp_path / "closed"]
+
+
+def test_pixels_of_a_head(examples: Path, tmp_path: Path) -> None:
+    photo = examples / "generated-man.jpg"
+    pixels = read_photo(photo)
+    assert photo_pixels(photo) == pixels.width * pixels.height
+    (tmp_path / "text.jpg").write_text("no picture")
+    assert photo_pixels(tmp_path / "text.jpg") == photo_pixels(tmp_path / "missing.jpg") == 0

@@ -9,12 +9,15 @@ import logging
 import os
 import platform
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +30,19 @@ from lensborn.datasets.corpus import split_of
 from lensborn.density import Mixture, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
-from lensborn.photo import UnreadableError, read_photo
+from lensborn.graph import cores
+from lensborn.photo import Photo, UnreadableError, photo_pixels, read_photo
 
-READ_AHEAD = 2  # files decoded before their turn: few, since a 100-megapixel picture takes 300 MB
+READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
+LARGE_PX = (
+    24_000_000  # of pictures beyond this, one is decoded at a time: 100 megapixels take 1 GB for a moment
+)
 CAMERA_KEYS = ("make", "model", "f_number", "exposure_time_s", "focal_length_mm", "iso")
 HALVES = (("fit", 0.5), ("calibrate", 0.5))
+
+T = TypeVar("T")
+R = TypeVar("R")
+_LARGE = Lock()
 
 log = logging.getLogger(__name__)
 
@@ -113,23 +124,31 @@ class PhotoFaces:
 
 
 def read_faces(paths: Iterable[str | Path], preprocessing: Preprocessing) -> Iterator[PhotoFaces]:
-    """Decode files and cut their faces, in order; a thread reads ahead by `READ_AHEAD` files.
+    """Decode files and cut their faces, in order, as many at a time as there are cores.
 
     A file that cannot be read is yielded with its `error`; it never stops the others.
     """
     finder = FaceFinder()
-    waiting: deque[Future[PhotoFaces]] = deque()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        for path in paths:
-            waiting.append(pool.submit(_read_one, path, finder, preprocessing))
-            if len(waiting) > READ_AHEAD:
+    return in_order(lambda path: _read_one(path, finder, preprocessing), paths)
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Results of `work` in the order of `items`, from a thread a core; items are drawn few ahead of their turn."""
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(cores())
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= cores() + READ_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Detector:
-    """A bundle at work: detect, score, fit, save. Not for several threads at once; load one for each."""
+    """A bundle at work: detect, score, fit, save. Threads may share it."""
 
     def __init__(
         self,
@@ -282,12 +301,14 @@ class Detector:
 
     def detect(self, path: str | Path) -> Detection:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable"."""
-        return next(self.detect_many([path]))
+        return self._judge(_read_one(path, self._finder, self.preprocessing))
 
     def detect_many(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
-        """Judge files in order, reading ahead while the encoder runs; a bad file never stops the others."""
-        for photo in read_faces(paths, self.preprocessing):
-            yield self._judge(photo)
+        """Judge files in order, as many at a time as there are cores; a bad file never stops the others.
+
+        A result is the same to the last bit as that of `detect`, whatever else is judged beside it.
+        """
+        return in_order(self.detect, paths)
 
     def score(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Anomaly scores (N,) of face crops (N, S, S, 3) uint8 RGB, cut by `faces.crop_face`.
@@ -298,6 +319,10 @@ class Detector:
         if not np.isfinite(scores).all():
             raise ArithmeticError("the model gave a score that is not a finite number")
         return scores
+
+    @cached_property
+    def _finder(self) -> FaceFinder:
+        return FaceFinder()
 
     def _judge(self, photo: PhotoFaces) -> Detection:
         error = photo.error
@@ -393,20 +418,26 @@ def _check_numbers(n_fit: int, n_calibrate: int, components: int, alpha: float) 
 
 def _read_one(path: str | Path, finder: FaceFinder, preprocessing: Preprocessing) -> PhotoFaces:
     name, size = os.fspath(path), preprocessing.size
+    large = _LARGE if photo_pixels(path) > LARGE_PX else nullcontext()
     try:
-        photo = read_photo(path)
-        faces = tuple(finder.find(photo.pixels))
-        crops = np.zeros((len(faces), size, size, 3), dtype=np.uint8)
-        for crop, face in zip(crops, faces, strict=True):
-            crop[...] = crop_face(photo.pixels, face.box, size, preprocessing.crop_scale)
-        sides = tuple(
-            crop_square(face.box, photo.width, photo.height, preprocessing.crop_scale)[2] for face in faces
-        )
-        camera: Camera = {key: getattr(photo.camera, key) for key in CAMERA_KEYS}
-        return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops)
+        with large:
+            return _cut_faces(name, read_photo(path), finder, preprocessing)
     except Exception as error:
         nothing = np.zeros((0, size, size, 3), dtype=np.uint8)
         return PhotoFaces(name, None, None, dict.fromkeys(CAMERA_KEYS), (), (), nothing, _reason(name, error))
+
+
+def _cut_faces(name: str, photo: Photo, finder: FaceFinder, preprocessing: Preprocessing) -> PhotoFaces:
+    size = preprocessing.size
+    faces = tuple(finder.find(photo.pixels))
+    crops = np.zeros((len(faces), size, size, 3), dtype=np.uint8)
+    for crop, face in zip(crops, faces, strict=True):
+        crop[...] = crop_face(photo.pixels, face.box, size, preprocessing.crop_scale)
+    sides = tuple(
+        crop_square(face.box, photo.width, photo.height, preprocessing.crop_scale)[2] for face in faces
+    )
+    camera: Camera = {key: getattr(photo.camera, key) for key in CAMERA_KEYS}
+    return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops)
 
 
 def _reason(path: str, error: Exception) -> str:

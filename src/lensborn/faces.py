@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lensborn import defaults
+from lensborn.graph import Graph
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -184,21 +185,11 @@ def looks(pixels: Pixels) -> Iterator[Look]:
 
 
 class FaceFinder:
-    """Finds faces from about 20 pixels to the full frame. One object serves one thread at a time.
+    """Finds faces from about 20 pixels to the full frame. Threads may share it. min_confidence: 0..1."""
 
-    min_confidence: 0..1. threads: of the processor; None leaves the choice to OpenVINO.
-    """
-
-    def __init__(
-        self, *, min_confidence: float = defaults.MIN_CONFIDENCE, threads: int | None = None
-    ) -> None:
-        import openvino  # noqa: PLC0415 - slow to load, and cropping does not need it
-
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
+    def __init__(self, *, min_confidence: float = defaults.MIN_CONFIDENCE) -> None:
         self.min_confidence = min_confidence
-        self._model = openvino.Core().compile_model(MODEL, "CPU", config)
+        self._graph = Graph(MODEL)
 
     def find(self, pixels: Pixels) -> list[Face]:
         """The faces of a picture (H, W, 3) uint8 RGB, largest first.
@@ -218,7 +209,7 @@ class FaceFinder:
 
     def _candidates(self, look: Look) -> Floats:
         """Candidates (N, 15) in pixels of the whole picture."""
-        levels = self._model(look.pixels[None])
+        levels = self._graph.one(look.pixels[None])
         found = np.concatenate([decode(levels[f"stride{s}"][0], s, self.min_confidence) for s in (8, 16, 32)])
         found[:, 1:3] += look.origin
         found[:, 5:] += look.origin * 5

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ import numpy.typing as npt
 from lensborn import defaults
 from lensborn.bundle import MANIFEST, Bundle, BundleError, read_bundle
 from lensborn.faces import RESAMPLE
+from lensborn.graph import Graph, core
 
-BATCH = 32  # crops a run: bounds memory, and larger batches are no faster on a processor
+CHUNK = 64  # crops held as float32 at once
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,15 @@ def _read_export(folder: Path) -> EncoderExport:
 
 
 class Encoder:
-    """The exported encoder, compiled for this processor. Not for use by several threads at once."""
+    """The exported encoder, compiled for this processor. Threads may share it."""
 
-    def __init__(self, xml: str | Path, threads: int | None = None) -> None:
-        """Compile the graph at `xml`, on `threads` threads (None: OpenVINO's choice).
+    def __init__(self, xml: str | Path) -> None:
+        """Compile the graph at `xml`.
 
         Raises BundleError where the graph cannot be read or has another input or output than expected.
         """
-        core = _core()
         try:
-            model = core.read_model(Path(xml))
+            model = core().read_model(Path(xml))
         except RuntimeError as error:
             raise BundleError(
                 f"{Path(xml).name} is not a graph that OpenVINO reads: export the model again"
@@ -158,17 +157,14 @@ class Encoder:
             raise BundleError(f"{Path(xml).name} must map (N, 3, S, S) to (N, D), not {shape} to {out}")
         self.size: int = shape[2].get_length()
         self.feature_dim: int = out[1].get_length()
-        model.reshape([-1, 3, self.size, self.size])
-        # float32, not the bfloat16 of some processors: a p-value must not depend on the machine.
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        self._model = core.compile_model(model, "CPU", config)
+        model.reshape([1, 3, self.size, self.size])
+        self._graph = Graph(model)
 
     def encode(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features of `crops` (N, S, S, 3), uint8 RGB: (N, D) float32, in the same order.
 
-        Raises ValueError for another shape or type.
+        A feature does not depend on the crops beside it, to the last bit. Raises ValueError for another shape or
+        type.
         """
         expected = (self.size, self.size, 3)
         if crops.ndim != 4 or crops.shape[1:] != expected or crops.dtype != np.uint8:
@@ -177,18 +173,11 @@ class Encoder:
                 "cut them with faces.crop_face at the model's size"
             )
         features = np.empty((len(crops), self.feature_dim), dtype=np.float32)
-        for start in range(0, len(crops), BATCH):
-            batch = crops[start : start + BATCH]
+        for start in range(0, len(crops), CHUNK):
+            batch = crops[start : start + CHUNK]
             planes = np.ascontiguousarray(batch.transpose(0, 3, 1, 2), dtype=np.float32)  # (n, 3, S, S)
-            features[start : start + BATCH] = self._model(planes)[0]
+            self._graph.rows(planes, features[start : start + CHUNK])
         return features
-
-
-@cache
-def _core() -> Any:
-    import openvino  # noqa: PLC0415  (a third of a second, not needed to fit or to read a table)
-
-    return openvino.Core()
 
 
 def _channels(values: Any) -> tuple[float, float, float]:

@@ -121,6 +121,16 @@ def decode_photo(data: bytes, *, max_pixels: int = defaults.MAX_PIXELS) -> Photo
     return _decode(io.BytesIO(data), max_pixels)
 
 
+def photo_pixels(path: str | Path) -> int:
+    """Number of pixels that the head of a file claims; 0 where it cannot be read, or decoding would refuse it."""
+    try:
+        with open_regular(path) as file:
+            image = _open(file, *_decoder(file), defaults.MAX_PIXELS)
+            return image.width * image.height
+    except Exception:  # a hostile head may raise anything; reading the file says what is wrong
+        return 0
+
+
 def digest_of(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal; "" where it cannot be read."""
     try:
@@ -241,15 +251,23 @@ class _Jpeg(JpegImageFile):
         pass
 
 
+def _open(
+    file: BinaryIO, name: str, decoder: Callable[[BinaryIO], Image.Image], max_pixels: int
+) -> Image.Image:
+    """The picture, of which nothing but the head is read; its size is checked."""
+    if name == "WEBP":  # its decoder allocates the canvas on opening
+        _check_size(_webp_size(file), max_pixels)
+    elif name == "TIFF":
+        _check_tiff(file)
+    image = decoder(file)
+    _check_size(image.size, max_pixels)
+    return image
+
+
 def _decode(file: BinaryIO, max_pixels: int) -> Photo:
     name, decoder = _decoder(file)
     try:
-        if name == "WEBP":  # its decoder allocates the canvas on opening
-            _check_size(_webp_size(file), max_pixels)
-        elif name == "TIFF":
-            _check_tiff(file)
-        image = decoder(file)
-        _check_size(image.size, max_pixels)
+        image = _open(file, name, decoder, max_pixels)
         if name == "JPEG":
             _check_jpeg_end(file)
         image.load()

@@ -1,0 +1,66 @@
+"""A network compiled by OpenVINO for this processor, for use by several threads at once.
+
+Every input runs by itself, on one core: that is as fast as batches on a processor (benchmarks/speed.py), and a
+result then depends neither on what stood beside an input nor on the number of threads. Throughput comes from as
+many inputs at a time as there are cores.
+"""
+
+import os
+import threading
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@cache
+def core() -> Any:
+    """OpenVINO itself: a third of a second to load, so not before a network is needed."""
+    import openvino  # noqa: PLC0415
+
+    return openvino.Core()
+
+
+class Graph:
+    """A network with one input, ready to run. Threads share the weights; each has requests of its own."""
+
+    def __init__(self, model: Any) -> None:
+        """Compile `model`, an OpenVINO model or the path of one. Raises RuntimeError where OpenVINO can't."""
+        # float32, not the bfloat16 of some processors: a p-value must not depend on the machine.
+        config = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": cores(),
+            "INFERENCE_NUM_THREADS": cores(),
+        }
+        self._model = core().compile_model(model, "CPU", config)
+        self._own = threading.local()
+
+    def one(self, array: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
+        """Run one input; its outputs by name, in memory that the thread's next call writes over."""
+        if not hasattr(self._own, "request"):
+            self._own.request = self._model.create_infer_request()
+        found = self._own.request.infer({0: array}, share_inputs=True, share_outputs=True)
+        return {port.any_name: value for port, value in found.items()}
+
+    def rows(self, array: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+        """Run each row of `array` (N, ...) by itself, on all cores; its first output becomes that row of `out`."""
+        if not hasattr(self._own, "queue"):
+            from openvino import AsyncInferQueue  # noqa: PLC0415
+
+            self._own.queue = AsyncInferQueue(self._model, cores())
+        queue = self._own.queue
+
+        def keep(request: Any, row: int) -> None:
+            out[row] = request.get_output_tensor(0).data[0]
+
+        queue.set_callback(keep)
+        for row in range(len(array)):
+            queue.start_async({0: array[row : row + 1]}, userdata=row)
+        queue.wait_all()
