@@ -17,10 +17,12 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from lensborn.datasets.corpus import LANDMARKS, TAGS, read_corpus, split_of, write_table  # noqa: E402
-from lensborn.pretext.corpus import Delivery, EpochBatches, PretextDataset, split_crops  # noqa: E402
+from lensborn.pretext.corpus import EpochBatches, PretextDataset, split_crops  # noqa: E402
+from lensborn.pretext.delivery import Delivery  # noqa: E402
 from lensborn.pretext.export import export_encoder, parity_error  # noqa: E402
+from lensborn.pretext.loop import learning_rate_factor  # noqa: E402
 from lensborn.pretext.losses import ranking_loss  # noqa: E402
-from lensborn.pretext.train import Settings, Trainer, learning_rate_factor, rank_accuracy  # noqa: E402
+from lensborn.pretext.train import Settings, Trainer, rank_accuracy  # noqa: E402
 
 SMALL = Settings(backbone="resnet_tiny", size=64, epochs=2, batch=8, precision="fp32", lr=3e-3)
 POINTS = [20, 30, 44, 30, 32, 42, 24, 52, 42, 52]
@@ -187,7 +189,7 @@ WORKER = """
 import sys, torch
 from torch import distributed
 from lensborn.pretext.losses import ranking_loss
-from lensborn.pretext.train import gather
+from lensborn.pretext.loop import gather
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 data = torch.load(sys.argv[1], weights_only=True)

@@ -137,31 +137,41 @@ _LITE0_STAGES = (
 
 
 class EfficientNetLite0(nn.Module):
-    """(N, 3, S, S), S a multiple of 32 -> (N, 1280)."""
+    """(N, 3, S, S), S a multiple of 32 -> (N, width), width 1280.
 
-    width = 1280
+    With `stages` below 7 the later ones are left out and there is no last expansion; with `stem_stride` 1 nothing
+    is thrown away before the first convolution has seen it (Gragnaniello et al., 2021). The tensors that remain
+    keep shapes and names, so that published checkpoints load.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, stem_stride: int = 2, stages: int = 7) -> None:
         super().__init__()
-        self.pad = nn.ZeroPad2d(_same_padding(3, 2))
-        self._conv_stem = _same_convolution(3, 32, 3, 2)
+        self.pad = nn.ZeroPad2d(_same_padding(3, stem_stride))
+        self._conv_stem = _same_convolution(3, 32, 3, stem_stride)
         self._bn0 = nn.BatchNorm2d(32, eps=1e-3, momentum=0.01)
         blocks: list[nn.Module] = []
         cin = 32
-        for kernel, stride, expand, cout, repeats in _LITE0_STAGES:
+        for kernel, stride, expand, cout, repeats in _LITE0_STAGES[:stages]:
             for repeat in range(repeats):
                 blocks.append(InvertedResidual(cin, cout, kernel, stride if repeat == 0 else 1, expand))
                 cin = cout
         self._blocks = nn.Sequential(*blocks)
-        self._conv_head = nn.Conv2d(cin, self.width, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(self.width, eps=1e-3, momentum=0.01)
+        self.width = cin
+        self.whole = stages == len(_LITE0_STAGES)
+        if self.whole:
+            self.width = 1280
+            self._conv_head = nn.Conv2d(cin, self.width, 1, bias=False)
+            self._bn1 = nn.BatchNorm2d(self.width, eps=1e-3, momentum=0.01)
         self.act = nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = self.act(self._bn0(self._conv_stem(self.pad(x))))
-        x = self.act(self._bn1(self._conv_head(self._blocks(x))))
-        return x.mean((2, 3))
+        return self.maps(x).mean((2, 3))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Features before pooling: (N, width, S', S')."""
+        x = self._blocks(self.act(self._bn0(self._conv_stem(self.pad(x)))))
+        return self.act(self._bn1(self._conv_head(x))) if self.whole else x
 
 
 @dataclass(frozen=True)
@@ -177,6 +187,8 @@ _LITE = (127 / 255,) * 3, (128 / 255,) * 3
 BACKBONES: Mapping[str, BackboneSpec] = {
     "resnet50": BackboneSpec(ResNet, defaults.IMAGENET_MEAN, defaults.IMAGENET_STD),
     "efficientnet_lite0": BackboneSpec(EfficientNetLite0, *_LITE),
+    # Sees single pixels, and no more than 100 of them at once: for traces rather than for faces.
+    "efficientnet_lite0_fine": BackboneSpec(lambda: EfficientNetLite0(stem_stride=1, stages=5), *_LITE),
     # For tests and dry runs: the same code as ResNet-50 in a hundredth of the time.
     "resnet_tiny": BackboneSpec(
         lambda: ResNet((1, 1, 1, 1), stem=8), defaults.IMAGENET_MEAN, defaults.IMAGENET_STD

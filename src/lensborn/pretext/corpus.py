@@ -6,35 +6,24 @@ what the network sees.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from lensborn.datasets.corpus import Crop, split_of
 from lensborn.faces import crop_face, crop_square
 from lensborn.photo import read_photo
+from lensborn.pretext.delivery import Delivery, deliver
+from lensborn.pretext.loop import EpochSampler
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
 
 Image = NDArray[np.uint8]
 
 #: Left and right of the five landmarks change places when a face is mirrored.
 _MIRRORED = [1, 0, 2, 4, 3]
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """Ways in which a photograph reaches a reader without ceasing to be one; drawn anew for each example."""
-
-    quality: tuple[int, int] = (60, 98)  # of JPEG, both ends included
-    shrink: float = 0.5  # smallest factor of size
-    shrink_probability: float = 0.5
-    brightness: float = 0.1  # gain within 1 ± this
-    zoom: float = 0.12  # largest share of the side that a random crop takes away
 
 
 def split_crops(crops: Sequence[Crop]) -> dict[str, list[Crop]]:
@@ -44,24 +33,6 @@ def split_crops(crops: Sequence[Crop]) -> dict[str, list[Crop]]:
         if np.isfinite(crop.tags).all():
             splits[split_of(crop.source)].append(crop)
     return dict(splits)
-
-
-def deliver(image: Image, delivery: Delivery, rng: np.random.Generator) -> Image:
-    """Brightness, size and JPEG as on the way through some site; (S, S, 3) in, (S', S', 3) out."""
-    gain = 1 + rng.uniform(-delivery.brightness, delivery.brightness)
-    image = np.asarray(cv2.convertScaleAbs(image, alpha=gain), dtype=np.uint8)
-    if rng.random() < delivery.shrink_probability:
-        side = max(32, round(image.shape[0] * rng.uniform(delivery.shrink, 1)))
-        image = crop_face(image, (0, 0, image.shape[1], image.shape[0]), side, scale=1.0)
-    chroma = rng.choice([cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420])
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        int(rng.integers(delivery.quality[0], delivery.quality[1] + 1)),
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        int(chroma),
-    ]
-    _, coded = cv2.imencode(".jpg", image, options)  # red and blue trade places both ways: no harm
-    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
 
 
 class PretextDataset(Dataset[dict[str, Tensor]]):
@@ -88,7 +59,7 @@ class PretextDataset(Dataset[dict[str, Tensor]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch, index])
         crop = self.crops[index]
-        image, landmarks = _face(crop)
+        image, landmarks = native_face(crop)
         if self.delivery and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
             if landmarks is not None:
@@ -114,7 +85,7 @@ class PretextDataset(Dataset[dict[str, Tensor]]):
         return torch.from_numpy(crop_face(face, box, self.size, scale=1.0).transpose(2, 0, 1).copy())
 
 
-def _face(crop: Crop) -> tuple[Image, NDArray[np.float64] | None]:
+def native_face(crop: Crop) -> tuple[Image, NDArray[np.float64] | None]:
     """The crop's pixels and landmarks; a picture that is not cut yet is cut, and not resized."""
     image = read_photo(crop.file).pixels
     landmarks = None if crop.landmarks is None else crop.landmarks.astype(np.float64)
@@ -125,7 +96,7 @@ def _face(crop: Crop) -> tuple[Image, NDArray[np.float64] | None]:
     return cut, None if landmarks is None else landmarks - (x, y)
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
+class EpochBatches(EpochSampler):
     """Batches of (epoch, index) of one epoch, from batch `start` on; the same for every process.
 
     A source gives at most `per_source` crops an epoch (other ones each time), so that a large album does not
@@ -145,8 +116,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         for index, source in enumerate(sources):
             self.groups[source].append(index)
         self.batch, self.seed, self.per_source, self.rank, self.world = batch, seed, per_source, rank, world
-        self.epoch = 0
-        self.start = 0
 
     def __len__(self) -> int:
         """Batches in a whole epoch; the rest that fills no batch is left for other epochs."""

@@ -1,93 +1,62 @@
-"""The training loop of the pretext tasks: AdamW, warm-up and cosine, exact resumption, a run card.
+"""The training of the pretext tasks: ranking by EXIF, and spotting manipulated faces. The loop: see `loop`."""
 
-A run is a folder:
-    settings.json            what was asked for
-    checkpoint.safetensors   weights, optimiser and position: a killed run goes on from here
-    best.safetensors         weights of the best epoch on sources kept apart
-    log.csv, tensorboard/    one row an epoch
-    curves.png, card.json    for people: curves, data summary, versions
-    encoder.xml, encoder.bin, preprocessing.json     the exported encoder (see export.py)
-"""
-
-import csv
-import json
-import math
-import os
-import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lensborn import defaults
 from lensborn.datasets.corpus import TAGS, Crop
 from lensborn.pretext.backbones import BACKBONES, load_pretrained
-from lensborn.pretext.corpus import Delivery, EpochBatches, PretextDataset
+from lensborn.pretext.corpus import EpochBatches, PretextDataset
+from lensborn.pretext.delivery import Delivery
+from lensborn.pretext.loop import (
+    Loop,
+    LoopSettings,
+    Progress,
+    area_under_curve,
+    gather,
+    place,
+    validate_loop,
+)
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 from lensborn.pretext.model import PretextModel, PretextOutput
 
-CHECKPOINT, BEST, LOG = "checkpoint.safetensors", "best.safetensors", "log.csv"
-
 
 @dataclass(frozen=True)
-class Settings:
-    """All that decides the outcome of a run."""
+class Settings(LoopSettings):
+    """All that decides the outcome of a run. `batch`: photographs; each is seen pristine and manipulated."""
 
     backbone: str = "resnet50"
-    init: str | None = None  # a published checkpoint to start from
     size: int = defaults.INPUT_SIZE
-    epochs: int = 30
-    batch: int = 64  # photographs a step, over all processes; each is seen pristine and manipulated
-    lr: float = 3e-4
-    weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
     per_source: int = 32
     ranking: bool = True
     manipulation: bool = True
-    precision: str = "auto"  # "bf16", "fp32", or "auto": bf16 where the processor computes in it
-    channels_last: bool = True
-    seed: int = defaults.SEED
     delivery: Delivery = field(default_factory=Delivery)
 
 
 def validate_settings(settings: Settings) -> None:
     """Raises ValueError, naming the remedy, for settings that can't be run."""
+    validate_loop(settings)
     if settings.backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {settings.backbone!r}: use one of {', '.join(BACKBONES)}")
     if settings.size % 32 or settings.size < 64:
         raise ValueError(f"size {settings.size} must be a multiple of 32, at least 64")
     if not (settings.ranking or settings.manipulation):
         raise ValueError("nothing to learn: keep at least one of the two tasks")
-    if settings.precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"unknown precision {settings.precision!r}: use auto, bf16 or fp32")
-    if settings.epochs < 1 or settings.batch < 2:
-        raise ValueError("a run needs at least 1 epoch and batches of at least 2 photographs")
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is native on the device (on a CPU: AVX-512 BF16 or AMX), so that it pays."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and "avx512_bf16" in flags.read_text()
+class Trainer(Loop):
+    """One run of the pretext tasks on one corpus."""
 
-
-class Trainer:
-    """One run on one corpus; `fit` is the whole of it.
-
-    `progress` is called after every step with (steps done, steps in all, the epoch's latest numbers).
-    """
+    settings: Settings
+    model: PretextModel
 
     def __init__(
         self,
@@ -98,29 +67,16 @@ class Trainer:
         *,
         workers: int = 1,
         checkpoint_every: int = 50,
-        progress: Callable[[int, int, Mapping[str, float]], None] = lambda *_: None,
+        progress: Progress = lambda *_: None,
     ) -> None:
         validate_settings(settings)
-        self.settings, self.out, self.progress = settings, out, progress
-        self.checkpoint_every = checkpoint_every
-        self.rank, self.world = _place()
-        self.device = _device()
         torch.manual_seed(settings.seed)
-        self.model = PretextModel(settings.backbone)
+        model = PretextModel(settings.backbone)
         if settings.init:
-            load_pretrained(self.model.encoder.backbone, Path(settings.init))
-        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.AdamW(_parameter_groups(self.model, settings), lr=settings.lr)
-        self.batches = EpochBatches(
-            [crop.source for crop in train],
-            settings.batch,
-            settings.seed,
-            settings.per_source,
-            self.rank,
-            self.world,
-        )
-        if not len(self.batches):
+            load_pretrained(model.encoder.backbone, Path(settings.init))
+        sources = [crop.source for crop in train]
+        batches = EpochBatches(sources, settings.batch, settings.seed, settings.per_source, *place())
+        if not len(batches):
             raise ValueError(
                 f"{len(train)} crops for training fill no batch of {settings.batch}: add photographs"
             )
@@ -128,67 +84,13 @@ class Trainer:
             raise ValueError("validation needs photographs of at least two kept-apart sources: add sources")
         shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": False}
         dataset = PretextDataset(train, settings.size, settings.seed, settings.delivery)
-        self.loader = DataLoader(dataset, batch_sampler=self.batches, **shared)
+        loader = DataLoader(dataset, batch_sampler=batches, **shared)
         held_out = PretextDataset(validate, settings.size, settings.seed, delivery=None)
         self.validation = DataLoader(held_out, batch_size=settings.batch, **shared)
         self.summary = {"train": _summary(train), "validate": _summary(validate)}
-        self.epoch, self.step, self.best = 0, 0, -math.inf
-        self.rows: list[dict[str, float]] = []
-
-    def fit(self) -> Path:
-        """Trains to the end, from the checkpoint in `out` if there is one; returns the best weights' path."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._begin()
-        network: nn.Module = self.model
-        if self.world > 1:
-            network = DistributedDataParallel(self.model)
-        while self.epoch < self.settings.epochs:
-            row = self._train_epoch(network)
-            row |= self.validate()
-            self._finish_epoch(row)
-        if self.rank == 0:
-            self._write_card()
-        return self.out / BEST
-
-    def _begin(self) -> None:
-        wanted = json.loads(json.dumps(asdict(self.settings)))
-        path = self.out / "settings.json"
-        if (self.out / CHECKPOINT).exists():
-            if json.loads(path.read_text()) != wanted:
-                raise ValueError(
-                    f"{self.out} holds a run with other settings: name another folder, or repeat its settings"
-                )
-            self._restore()
-        elif self.rank == 0:
-            _write_text(path, json.dumps(wanted, indent=2) + "\n")
-
-    def _train_epoch(self, network: nn.Module) -> dict[str, float]:
-        self.batches.epoch, self.batches.start = self.epoch, self.step
-        total = self.settings.epochs * len(self.batches)
-        network.train()
-        sums: dict[str, float] = {}
-        began = time.perf_counter()
-        for count, batch in enumerate(self.loader, start=1):
-            numbers = self.train_step(network, batch)
-            self.step += 1
-            for name, value in numbers.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-            means = {name: value / count for name, value in sums.items()}
-            means["images_per_s"] = 2 * self.settings.batch * count / (time.perf_counter() - began)
-            self.progress(self.epoch * len(self.batches) + self.step, total, means)
-            if self.step % self.checkpoint_every == 0 and self.step < len(self.batches):
-                self._save()
-        return {"epoch": self.epoch + 1, "lr": self.optimiser.param_groups[0]["lr"], **means}
-
-    def train_step(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One update of the weights; returns the losses by name."""
-        self._set_learning_rate()
-        with self._autocast():
-            loss, numbers = self.losses(network, batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        return numbers
+        super().__init__(
+            settings, model, batches, loader, out, checkpoint_every=checkpoint_every, progress=progress
+        )
 
     def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The plain sum of the active tasks' losses, and each by name (eq. 5).
@@ -197,7 +99,7 @@ class Trainer:
         keeps the gradient of its own scores, scaled by their number since the wrapper averages gradients.
         """
         pristine = batch["pristine"]
-        crops = self._crops(torch.cat([pristine, batch["manipulated"]]))
+        crops = self.crops(torch.cat([pristine, batch["manipulated"]]))
         output: PretextOutput = network(crops)
         numbers: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
@@ -225,8 +127,8 @@ class Trainer:
         for batch in self.validation:
             halves = []
             for name in ("pristine", "manipulated"):
-                with self._autocast():
-                    halves.append(self.model(self._crops(batch[name])))
+                with self.autocast():
+                    halves.append(self.model(self.crops(batch[name])))
             scores.append(halves[0].scores.cpu())
             clean.append(halves[0].logits.cpu())
             manipulated.append(halves[1].logits.cpu())
@@ -235,102 +137,10 @@ class Trainer:
         accuracies = rank_accuracy(
             torch.cat(scores).numpy(), torch.cat(tags).numpy(), torch.cat(photos).numpy()
         )
-        auc = _auc(torch.cat(clean).numpy(), torch.cat(manipulated).numpy())
+        auc = area_under_curve(torch.cat(clean).numpy(), torch.cat(manipulated).numpy())
         row = {f"rank_{tag}": value for tag, value in zip(TAGS, accuracies, strict=True)}
         parts = [float(np.mean(accuracies))] * self.settings.ranking + [auc] * self.settings.manipulation
         return row | {"manipulation_auc": auc, "validation": float(np.mean(parts))}
-
-    def _finish_epoch(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-        better = row["validation"] > self.best
-        self.best = max(self.best, row["validation"])
-        self.epoch, self.step = self.epoch + 1, 0
-        if self.rank:
-            return
-        if better:
-            _save_tensors(self.out / BEST, self.model.state_dict(), {"epoch": str(self.epoch)})
-        self._save()
-        _write_log(self.out / LOG, self.rows)
-        _write_events(self.out / "tensorboard", row)
-
-    def _save(self) -> None:
-        if self.rank:
-            return
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
-        position = {"epoch": self.epoch, "step": self.step, "best": self.best, "rows": self.rows}
-        _save_tensors(self.out / CHECKPOINT, tensors, {"position": json.dumps(position)})
-
-    def _restore(self) -> None:
-        with safe_open(self.out / CHECKPOINT, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            position = json.loads(file.metadata()["position"])
-        self.model.load_state_dict(
-            {
-                name.removeprefix("model."): value
-                for name, value in tensors.items()
-                if name.startswith("model.")
-            }
-        )
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimiser."):
-                _, number, key = name.split(".", 2)
-                state.setdefault(int(number), {})[key] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        self.epoch, self.step, self.best = position["epoch"], position["step"], position["best"]
-        self.rows = position["rows"]
-
-    def _set_learning_rate(self) -> None:
-        now = self.epoch * len(self.batches) + self.step
-        factor = learning_rate_factor(
-            now, self.settings.epochs * len(self.batches), self.settings.warmup_epochs * len(self.batches)
-        )
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.lr * factor
-
-    def _crops(self, batch: Tensor) -> Tensor:
-        """Crops (N, 3, S, S) uint8 as the network takes them: on its device, in its memory layout."""
-        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        return batch.to(self.device, torch.float32).contiguous(memory_format=layout)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.settings.precision
-        if wanted == "bf16" or (wanted == "auto" and computes_in_bf16(self.device)):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def _write_card(self) -> None:
-        best = max(self.rows, key=lambda row: row["validation"])
-        card = {
-            "settings": asdict(self.settings),
-            "data": self.summary,
-            "best_epoch": best,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "processes": self.world,
-        }
-        _write_text(self.out / "card.json", json.dumps(card, indent=2) + "\n")
-        draw_curves(self.rows, self.out / "curves.png")
-
-
-def gather(local: Tensor) -> Tensor:
-    """Rows of all processes, in order of rank; the own ones keep their gradient. One process: unchanged."""
-    rank, world = _place()
-    if world == 1:
-        return local
-    parts = [torch.empty_like(local) for _ in range(world)]
-    distributed.all_gather(parts, local.detach().contiguous())
-    parts[rank] = local
-    return torch.cat(parts)
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear rise over `warmup` steps, then half a cosine down to 0 at `steps`; in 0..1."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
 def rank_accuracy(
@@ -349,44 +159,6 @@ def rank_accuracy(
     return accuracies
 
 
-def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Losses and validation numbers by epoch, as a PNG."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, needed once a run
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in rows]
-    for name in rows[0]:
-        if name.startswith("loss_"):
-            left.plot(epochs, [row[name] for row in rows], label=name.removeprefix("loss_"))
-        elif name.startswith("rank_") or name == "manipulation_auc":
-            right.plot(epochs, [row[name] for row in rows], label=name.removeprefix("rank_"))
-    left.set(title="training: fidelity loss", xlabel="epoch")
-    right.set(title="sources kept apart: rank accuracy, AUC", xlabel="epoch", ylim=(0.45, 1))
-    for axes in (left, right):
-        axes.legend(fontsize=7)
-        axes.grid(alpha=0.3)
-    aside = path.with_suffix(".part.png")
-    figure.savefig(aside, dpi=110)
-    aside.replace(path)
-
-
-def _parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Decay for matrices and kernels; none for biases and normalisations, which have one dimension."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _auc(negative: NDArray[np.float32], positive: NDArray[np.float32]) -> float:
-    from sklearn.metrics import roc_auc_score  # noqa: PLC0415 - slow to import
-
-    labels = np.r_[np.zeros(len(negative)), np.ones(len(positive))]
-    return float(roc_auc_score(labels, np.r_[negative, positive]))
-
-
 def _summary(crops: Sequence[Crop]) -> dict[str, int]:
     return {
         "crops": len(crops),
@@ -394,51 +166,3 @@ def _summary(crops: Sequence[Crop]) -> dict[str, int]:
         "sources": len({crop.source for crop in crops}),
         "cameras": len({(crop.row.get("make"), crop.row.get("model")) for crop in crops}),
     }
-
-
-def _place() -> tuple[int, int]:
-    """Rank and number of processes."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _device() -> torch.device:
-    """The GPU that torchrun gave to this process, else the first; the CPU where there is none."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    aside = path.with_name(path.name + ".part")
-    # safetensors stores rows contiguously; channels-last is put back when the weights are loaded.
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, aside, metadata)
-    aside.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
-    aside.replace(path)
-
-
-def _write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    aside.replace(path)
-
-
-def _write_events(folder: Path, row: Mapping[str, float]) -> None:
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import
-
-    with SummaryWriter(str(folder)) as writer:
-        for name, value in _numbers(row):
-            writer.add_scalar(name, value, int(row["epoch"]))
-
-
-def _numbers(row: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    return ((name, value) for name, value in row.items() if name != "epoch")

@@ -1,0 +1,307 @@
+"""The training of the known channel: photographs against generated faces, patch by patch.
+
+The network sees pixels at the size that `SIDE` gives, without down-sampling before its first convolution
+(Gragnaniello et al., "Are GAN generated images easy to detect?", 2021), in patches too small to tell a face by.
+Both classes go through the same rough delivery, so that neither size nor sharpness nor coding tells them apart.
+It shares nothing with the encoder of the one-class channel, which never sees a generated picture.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader, Dataset
+
+from lensborn.datasets.corpus import Crop, split_of
+from lensborn.datasets.pictures import Picture
+from lensborn.faces import FaceFinder, crop_face, crop_square
+from lensborn.graph import cores
+from lensborn.photo import UnreadableError, decode_photo
+from lensborn.pretext.backbones import BACKBONES, load_pretrained
+from lensborn.pretext.corpus import native_face
+from lensborn.pretext.delivery import ROUGH, Delivery, Image, deliver, shrink
+from lensborn.pretext.loop import (
+    EpochSampler,
+    Loop,
+    LoopSettings,
+    Progress,
+    area_under_curve,
+    place,
+    validate_loop,
+)
+from lensborn.pretext.model import Encoder
+
+FEATURE_DIM = 128
+SIDE = 192  # of a face crop when it is looked at, px
+SIDES = (
+    120,
+    240,
+)  # of a face crop when it is delivered, px: nearly every crop has the larger one, in every set
+PHOTOS = "photos"  # the name of the corpus among the real sets
+
+Split = Literal["train", "validate", "judge"]
+#: What training may see of a labelled set. Photographs of the sets that it saw must also be left to be judged.
+REAL_SPLITS = (("train", 0.5), ("validate", 0.1), ("judge", 0.4))
+FAKE_SPLITS = (("train", 0.85), ("validate", 0.15))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A face in a file. `set`: corpus, publisher or generator. `source`: what must not outweigh the others."""
+
+    crop: Crop
+    set: str
+    generated: bool
+
+
+@dataclass(frozen=True)
+class KnownSettings(LoopSettings):
+    """All that decides the outcome of a run. `batch`: patches of each class a step."""
+
+    epochs: int = 8
+    batch: int = 32
+    steps: int = 50  # an epoch
+    backbone: str = "efficientnet_lite0_fine"
+    patch: int = 96  # px
+    per_source: int = 32  # a source of more crops than this weighs no more than one of as many
+    leave_out: tuple[str, ...] = ()  # sets that training never sees
+    delivery: Delivery = field(default_factory=lambda: ROUGH)
+
+
+class KnownModel(nn.Module):
+    """Patches (N, 3, S, S) in 0..255 to logits (N,): generated is positive."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.encoder = Encoder(backbone, FEATURE_DIM)
+        self.head = nn.Linear(FEATURE_DIM, 1)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.head(self.encoder(patches).float())[:, 0]
+        return logits
+
+
+def photo_examples(crops: Iterable[Crop]) -> dict[Split, list[Example]]:
+    """The faces of a corpus by split of their source: `train` and `validate`; other splits are not touched."""
+    splits: dict[Split, list[Example]] = {"train": [], "validate": []}
+    for crop in crops:
+        if (members := splits.get(split_of(crop.source))) is not None:  # type: ignore[call-overload]
+            members.append(Example(crop, PHOTOS, generated=False))
+    return splits
+
+
+def picture_split(picture: Picture) -> Split:
+    """What training may do with a labelled picture, by a hash of its name."""
+    splits = REAL_SPLITS if picture.label == "real" else FAKE_SPLITS
+    return split_of(f"known/{picture.name}", splits)  # type: ignore[return-value]
+
+
+def picture_examples(pictures: Sequence[Picture]) -> list[Example]:
+    """The largest face of each picture, in order; pictures without one, or that cannot be read, are left out."""
+    finder = FaceFinder()
+    with ThreadPoolExecutor(cores()) as pool:
+        found = pool.map(lambda picture: _example(picture, finder), pictures)
+        return [example for example in found if example is not None]
+
+
+def _example(picture: Picture, finder: FaceFinder) -> Example | None:
+    try:
+        pixels = decode_photo(picture.read()).pixels
+    except UnreadableError:
+        return None
+    faces = finder.find(pixels)
+    if not faces:
+        return None
+    side = crop_square(faces[0].box, pixels.shape[1], pixels.shape[0])[2]
+    nothing = np.full(4, np.nan)
+    crop = Crop(picture.path, picture.name, picture.source, nothing, None, int(side), {}, faces[0].box)
+    return Example(crop, picture.set, picture.label == "fake")
+
+
+def look(image: Image, side: int = SIDE) -> Image:
+    """A square face at the size at which it is looked at: (side, side, 3)."""
+    return crop_face(image, (0, 0, image.shape[1], image.shape[0]), side, scale=1.0)
+
+
+def delivered_face(image: Image, delivery: Delivery, rng: np.random.Generator) -> Image:
+    """A face crop as some site may hand it on, at the size at which it is looked at.
+
+    Its first size is drawn between `SIDES` whatever size the crop has, so that no set is told by its own.
+    """
+    if rng.random() < 0.5:
+        image = np.ascontiguousarray(image[:, ::-1])
+    whole = min(image.shape[:2])
+    inner = round(whole * (1 - rng.uniform(0, delivery.zoom)))
+    top, left = rng.integers(0, whole - inner + 1, 2)
+    cut = np.ascontiguousarray(image[top : top + inner, left : left + inner])
+    largest = max(min(SIDES[1], inner), 32)
+    smallest = min(SIDES[0], largest)
+    return look(deliver(shrink(cut, int(rng.integers(smallest, largest + 1)), delivery, rng), delivery, rng))
+
+
+class PatchDataset(Dataset[dict[str, Tensor]]):
+    """Patches of faces. An item is {"patch": (3, P, P) uint8, "generated": () float32}.
+
+    With `delivery` None a patch is the middle of the face, and nothing is random.
+    """
+
+    def __init__(self, examples: Sequence[Example], patch: int, seed: int, delivery: Delivery | None) -> None:
+        self.examples, self.patch, self.seed, self.delivery = examples, patch, seed, delivery
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return len(self.examples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        """The example of `key`: (draw, index), or an index, which stands for draw 0."""
+        draw, index = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng([self.seed, draw, index])
+        example = self.examples[index]
+        image, _ = native_face(example.crop)
+        if self.delivery:
+            face = delivered_face(image, self.delivery, rng)
+            y, x = rng.integers(0, SIDE - self.patch + 1, 2)
+        else:
+            face = look(image)
+            y = x = (SIDE - self.patch) // 2
+        patch = face[y : y + self.patch, x : x + self.patch]
+        return {
+            "patch": torch.from_numpy(patch.transpose(2, 0, 1).copy()),
+            "generated": torch.tensor(float(example.generated)),
+        }
+
+
+class BalancedBatches(EpochSampler):
+    """Batches of as many photographs as generated faces, each set of a class as often as the others."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        steps: int,
+        batch: int,
+        seed: int,
+        per_source: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.steps, self.batch, self.seed, self.rank, self.world = steps, batch, seed, rank, world
+        self.weights = [weights(examples, generated, per_source) for generated in (False, True)]
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Batches from `start` on, of (number of the step, index)."""
+        for number in range(self.start, self.steps):
+            step = self.epoch * self.steps + number
+            rng = np.random.default_rng([self.seed, step])
+            drawn = np.concatenate([rng.choice(len(w), self.batch, p=w) for w in self.weights])
+            yield [(step * 2 * self.batch + place, int(index)) for place, index in enumerate(drawn)][
+                self.rank :: self.world
+            ]
+
+
+def weights(examples: Sequence[Example], generated: bool, per_source: int) -> NDArray[np.float64]:
+    """The probability (N,) with which each example of a class is drawn; 0 for the other class.
+
+    Sets are equal; within a set, sources weigh as many crops as they have, at most `per_source`.
+    """
+    mine = [example for example in examples if example.generated == generated]
+    sizes = Counter((example.set, example.crop.source) for example in mine)
+    totals: dict[str, float] = defaultdict(float)
+    for (name, _), size in sizes.items():
+        totals[name] += min(size, per_source)
+    probabilities = np.zeros(len(examples))
+    for place_, example in enumerate(examples):
+        if example.generated == generated:
+            size = sizes[example.set, example.crop.source]
+            probabilities[place_] = min(size, per_source) / size / totals[example.set] / len(totals)
+    return np.asarray(probabilities / probabilities.sum())
+
+
+class KnownTrainer(Loop):
+    """One run of the known channel's network."""
+
+    settings: KnownSettings
+    model: KnownModel
+
+    def __init__(
+        self,
+        settings: KnownSettings,
+        train: Sequence[Example],
+        validate: Sequence[Example],
+        out: Path,
+        *,
+        workers: int = 1,
+        checkpoint_every: int = 50,
+        progress: Progress = lambda *_: None,
+    ) -> None:
+        validate_settings(settings, train, validate)
+        torch.manual_seed(settings.seed)
+        model = KnownModel(settings.backbone)
+        if settings.init:
+            load_pretrained(model.encoder.backbone, Path(settings.init))
+        batches = BalancedBatches(
+            train, settings.steps, settings.batch, settings.seed, settings.per_source, *place()
+        )
+        shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": False}
+        dataset = PatchDataset(train, settings.patch, settings.seed, settings.delivery)
+        loader = DataLoader(dataset, batch_sampler=batches, **shared)
+        held_out = PatchDataset(validate, settings.patch, settings.seed, delivery=None)
+        self.validation = DataLoader(held_out, batch_size=2 * settings.batch, **shared)
+        self.summary = {"train": _summary(train), "validate": _summary(validate)}
+        super().__init__(
+            settings, model, batches, loader, out, checkpoint_every=checkpoint_every, progress=progress
+        )
+
+    def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of photograph against generated."""
+        loss = binary_cross_entropy_with_logits(
+            network(self.crops(batch["patch"])), batch["generated"].to(self.device)
+        )
+        return loss, {"loss_known": loss}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """AUC on other faces of the sets that training sees: an easy number, for choosing the epoch alone."""
+        self.model.eval()
+        logits, generated = [], []
+        for batch in self.validation:
+            with self.autocast():
+                logits.append(self.model(self.crops(batch["patch"])).float().cpu())
+            generated.append(batch["generated"])
+        scores, positive = torch.cat(logits).numpy(), torch.cat(generated).numpy() > 0.5
+        auc = area_under_curve(scores[~positive], scores[positive])
+        return {"known_auc": auc, "validation": auc}
+
+
+def validate_settings(settings: KnownSettings, train: Sequence[Example], validate: Sequence[Example]) -> None:
+    """Raises ValueError, naming the remedy, for settings that can't be run on these examples."""
+    validate_loop(settings)
+    if settings.backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone {settings.backbone!r}: use one of {', '.join(BACKBONES)}")
+    if settings.patch % 32 or not 32 <= settings.patch <= SIDE:
+        raise ValueError(f"patch {settings.patch} must be a multiple of 32, at most {SIDE}")
+    for name, examples in (("training", train), ("validation", validate)):
+        if len({example.generated for example in examples}) < 2:
+            raise ValueError(f"{name} needs photographs and generated faces: add pictures of both")
+
+
+def _summary(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    sets: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        sets[example.set].append(example)
+    return {
+        name: {"faces": len(members), "sources": len({example.crop.source for example in members})}
+        for name, members in sorted(sets.items())
+    }
