@@ -17,8 +17,8 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from lensborn.datasets.corpus import LANDMARKS, TAGS, read_corpus, split_of, write_table  # noqa: E402
+from lensborn.delivery import Delivery  # noqa: E402
 from lensborn.pretext.corpus import EpochBatches, PretextDataset, split_crops  # noqa: E402
-from lensborn.pretext.delivery import Delivery  # noqa: E402
 from lensborn.pretext.export import export_encoder, parity_error  # noqa: E402
 from lensborn.pretext.loop import learning_rate_factor  # noqa: E402
 from lensborn.pretext.losses import ranking_loss  # noqa: E402

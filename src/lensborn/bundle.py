@@ -23,6 +23,7 @@ from safetensors.numpy import save as save_arrays
 
 from lensborn.calibration import Conformal
 from lensborn.density import Mixture
+from lensborn.logistic import KnownHead
 
 FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
@@ -36,6 +37,9 @@ CALIBRATION = "calibration.safetensors"
 CARD = "CARD.md"
 SEEN = "seen.txt"
 ENCODER_XML = "encoder.xml"
+KNOWN = "known.safetensors"
+KNOWN_XML = "known.xml"
+KNOWN_KEY = "known_generator"  # of bundle.json, where there is such a channel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, so nothing can point elsewhere
 _SEEN_LINE = re.compile(r"[0-9a-f]{16}")
@@ -55,6 +59,14 @@ _SCHEMA: dict[str, Any] = {
     "versions": dict,
     "files": dict,
 }
+_KNOWN_SCHEMA: dict[str, Any] = {
+    "side": int,
+    "patch": int,
+    "least_side": int,
+    "share": float,
+    "sets": list,
+    "files": list,
+}
 _JSON_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object"}
 
 
@@ -63,11 +75,24 @@ class BundleError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
+class KnownPart:
+    """The known channel on disk: its head, and its object in bundle.json.
+
+    manifest: side, patch, least_side (px, see known.KnownLook), share (of alpha), training, measured and whatever
+    else is JSON; sets and files follow from the rest.
+    """
+
+    head: KnownHead
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A bundle that was read and verified.
 
     manifest: the content of bundle.json. sha256: of the bytes of bundle.json, which pins every other file. seen:
-    the pictures that it was made from, or whose source it knows, by the first 16 digits of their SHA-256.
+    the pictures that it was made from, or whose source it knows, by the first 16 digits of their SHA-256. known:
+    the second channel, None where there is none.
     """
 
     path: Path
@@ -76,6 +101,7 @@ class Bundle:
     conformal: Conformal
     sha256: str
     seen: frozenset[str] = frozenset()
+    known: KnownPart | None = None
 
     @property
     def name(self) -> str:
@@ -105,7 +131,7 @@ def read_bundle(path: str | Path) -> Bundle:
         data = _read(folder, name, MAX_FILE_BYTES)
         if hashlib.sha256(data).hexdigest() != expected:
             raise BundleError(f"{name} is not the file that {MANIFEST} names (its SHA-256 differs): {_AGAIN}")
-        if name in (DENSITY, CALIBRATION):
+        if name in (DENSITY, CALIBRATION, KNOWN):
             contents[name] = _arrays(name, data)
         elif name == SEEN:
             seen = _seen(data)
@@ -116,7 +142,8 @@ def read_bundle(path: str | Path) -> Bundle:
     if mixture.n_features != manifest["encoder"]["feature_dim"]:
         raise BundleError(f"{DENSITY} does not take as many features as the encoder gives: {_AGAIN}")
     conformal = _conformal(contents[CALIBRATION], manifest["calibration"]["n"])
-    return Bundle(folder, manifest, mixture, conformal, hashlib.sha256(text).hexdigest(), seen)
+    known = _known(manifest.get(KNOWN_KEY), contents.get(KNOWN))
+    return Bundle(folder, manifest, mixture, conformal, hashlib.sha256(text).hexdigest(), seen, known)
 
 
 def write_bundle(
@@ -128,14 +155,17 @@ def write_bundle(
     manifest: Mapping[str, Any],
     card: str,
     seen: Iterable[str] = (),
+    known: KnownPart | None = None,
+    known_files: Mapping[str, Path | bytes] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle to the folder path, whole or not at all, and read it back.
 
     encoder_files: `encoder.xml` and its companions, by the name they get. manifest: name, created, licence,
     preprocessing, encoder (backbone, feature_dim), calibration (alpha, population), training, measured,
-    versions and whatever else is JSON; the rest follows from the other arguments. seen: see Bundle. The same
-    arguments give the same bytes.
+    versions and whatever else is JSON; the rest follows from the other arguments. seen: see Bundle. known: the
+    second channel, whose graph, `known.xml` and its companions, is in known_files. The same arguments give the same
+    bytes, and those of the first channel do not depend on the second.
 
     Raises BundleError where path exists (with overwrite: exists and is no bundle) or where the result could
     not be read back, OSError where the disk refuses.
@@ -145,17 +175,20 @@ def write_bundle(
         raise BundleError(f"{target} exists: choose another folder, or allow it to be overwritten")
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is no bundle: choose another folder")
-    if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN} & set(encoder_files):
+    graphs = {**(known_files or {}), **encoder_files}
+    if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN, KNOWN} & set(graphs):
         raise BundleError(f"encoder files cannot be called {sorted(taken)}: choose other names")
-    contents = {
-        name: data if isinstance(data, bytes) else data.read_bytes() for name, data in encoder_files.items()
-    }
+    contents = {name: data if isinstance(data, bytes) else data.read_bytes() for name, data in graphs.items()}
     contents[DENSITY] = _save(mixture.to_arrays())
     contents[CALIBRATION] = _save({"scores": conformal.scores})
     contents[CARD] = card.encode()
     if lines := sorted(set(seen) - {""}):
         contents[SEEN] = "".join(f"{line}\n" for line in lines).encode()
-    text = _manifest_text(manifest, sorted(encoder_files), mixture, conformal, contents)
+    document = dict(manifest)
+    if known is not None:
+        contents[KNOWN] = _save(known.head.to_arrays())
+        document[KNOWN_KEY] = _known_manifest(known, sorted(known_files or {}))
+    text = _manifest_text(document, sorted(encoder_files), mixture, conformal, contents)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
@@ -284,6 +317,49 @@ def _conformal(arrays: Mapping[str, Any], n: int) -> Conformal:
         raise BundleError(f"{CALIBRATION}: {error}; {_AGAIN}") from error
 
 
+def _known_manifest(known: KnownPart, files: list[str]) -> dict[str, Any]:
+    memory = known.head.memory
+    sets = [
+        {"name": name, "generated": bool(generated), "rows": int((memory.sets == number).sum())}
+        for number, (name, generated) in enumerate(zip(memory.names, memory.generated, strict=True))
+    ]
+    return {**known.manifest, "sets": sets, "files": files}
+
+
+def _known(manifest: Any, arrays: Mapping[str, Any] | None) -> KnownPart | None:
+    """The second channel of a manifest that was checked; None where it names none."""
+    if manifest is None:
+        return None
+    if arrays is None:
+        raise BundleError(f"{MANIFEST} names a known channel, but no {KNOWN}: {_AGAIN}")
+    sets = {entry["name"]: entry["generated"] for entry in manifest["sets"]}
+    try:
+        if len(sets) != len(manifest["sets"]):
+            raise ValueError("two sets have the same name")
+        return KnownPart(KnownHead.from_arrays(arrays, sets), manifest)
+    except ValueError as error:
+        raise BundleError(f"{KNOWN}: {error}; {_AGAIN}") from error
+
+
+def _check_known(manifest: Any, files: Mapping[str, Any]) -> None:
+    """Raise BundleError unless bundle.json's object of the known channel holds what format 1 says."""
+    _check_types(manifest, _KNOWN_SCHEMA, KNOWN_KEY)
+    rules = {
+        "share must lie between 0 and 1": 0 < manifest["share"] < 1,
+        "sets must be objects with a name and whether it is generated": all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("name"), str)
+            and isinstance(entry.get("generated"), bool)
+            for entry in manifest["sets"]
+        ),
+        f"files must be names in files, {KNOWN_XML} among them": KNOWN_XML in manifest["files"]
+        and all(isinstance(name, str) and name in files for name in manifest["files"]),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise BundleError(f"{MANIFEST}: {KNOWN_KEY}.{rule}; {_AGAIN}")
+
+
 def _check_manifest(manifest: Any) -> None:
     """Raise BundleError unless bundle.json holds what format 1 says."""
     if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
@@ -312,6 +388,8 @@ def _check_manifest(manifest: Any) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise BundleError(f"{MANIFEST}: {rule}; {_AGAIN}")
+    if KNOWN_KEY in manifest:
+        _check_known(manifest[KNOWN_KEY], files)
 
 
 def _check_types(value: Any, schema: Any, where: str) -> None:

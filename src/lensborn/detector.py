@@ -31,6 +31,7 @@ from lensborn.density import Mixture, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores
+from lensborn.known import KnownChannel
 from lensborn.photo import Photo, UnreadableError, photo_pixels, read_photo
 
 READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
@@ -53,7 +54,11 @@ Camera = dict[str, str | float | None]
 
 @dataclass(frozen=True)
 class KnownGenerator:
-    """The supervised channel of bundles that have one: resemblance to generators seen in training."""
+    """The supervised channel of bundles that have one: resemblance to generators seen in training.
+
+    `score`: higher = more like them, given the picture's delivery. `p_value`: in (0, 1], the share of calibration
+    photographs that look at least as much like them.
+    """
 
     score: float
     p_value: float
@@ -109,8 +114,8 @@ class Detection:
 class PhotoFaces:
     """The faces of one file, ready for the encoder; the picture itself is let go.
 
-    `sides`: side of each crop in pixels of the picture. `crops`: (N, S, S, 3) uint8 RGB. `error`: why the
-    file could not be read, else None.
+    `sides`: side of each crop in pixels of the picture. `crops`: (N, S, S, 3) uint8 RGB. `patches`: (N, P, P, 3),
+    what the known channel looks at, None without one. `error`: why the file could not be read, else None.
     """
 
     path: str
@@ -120,6 +125,7 @@ class PhotoFaces:
     faces: tuple[Face, ...]
     sides: tuple[float, ...]
     crops: npt.NDArray[np.uint8]
+    patches: npt.NDArray[np.uint8] | None = None
     error: str | None = None
 
 
@@ -160,8 +166,9 @@ class Detector:
         card: str,
         info: ModelInfo,
         seen: frozenset[str] = frozenset(),
+        known: KnownChannel | None = None,
     ) -> None:
-        """Put the parts together; use `load` or `fit`. `seen`: see `bundle.Bundle`.
+        """Put the parts together; use `load` or `fit`. `seen`: see `bundle.Bundle`. `known`: the second channel.
 
         Raises BundleError where they do not fit each other, ValueError for an alpha outside (0, 1).
         """
@@ -181,6 +188,7 @@ class Detector:
         self.card = card
         self.info = info
         self.seen = seen
+        self.known = known
 
     @classmethod
     def load(cls, path: str | Path | None = None, alpha: float | None = None) -> "Detector":
@@ -206,6 +214,7 @@ class Detector:
             card=card,
             info=info,
             seen=bundle.seen,
+            known=KnownChannel.of(bundle),
         )
 
     @classmethod
@@ -291,6 +300,8 @@ class Detector:
             manifest=self.manifest,
             card=self.card,
             seen=self.seen,
+            known=self.known.part if self.known else None,
+            known_files=dict(self.known.files) if self.known else None,
             overwrite=overwrite,
         )
 
@@ -301,7 +312,7 @@ class Detector:
 
     def detect(self, path: str | Path) -> Detection:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable"."""
-        return self._judge(_read_one(path, self._finder, self.preprocessing))
+        return self._judge(_read_one(path, self._finder, self.preprocessing, self.known))
 
     def detect_many(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
         """Judge files in order, as many at a time as there are cores; a bad file never stops the others.
@@ -331,29 +342,59 @@ class Detector:
             try:
                 scores = self.score(photo.crops)
                 p_values = self.conformal.p_values(scores)
+                known = self._known(photo)
                 faces = tuple(
-                    map(self._verdict, photo.faces, photo.sides, scores.tolist(), p_values.tolist())
+                    map(self._verdict, photo.faces, photo.sides, scores.tolist(), p_values.tolist(), known)
                 )
             except Exception as unexpected:
                 error = _reason(photo.path, unexpected)
         status: Status = "unreadable" if error is not None else "ok" if faces else "no_face"
         return Detection(photo.path, status, error, photo.width, photo.height, photo.camera, faces, self.info)
 
-    def _verdict(self, face: Face, side: float, score: float, p_value: float) -> FaceVerdict:
-        verdict, reasons = judge(p_value, side, self.info.alpha)
+    def _known(self, photo: PhotoFaces) -> list[KnownGenerator | None]:
+        if self.known is None or photo.patches is None:
+            return [None] * len(photo.faces)
+        judged = self.known.judge(photo.patches, photo.sides)
+        return [None if pair is None else KnownGenerator(*pair) for pair in judged]
+
+    def _verdict(
+        self, face: Face, side: float, score: float, p_value: float, known: KnownGenerator | None
+    ) -> FaceVerdict:
+        share = 0.0 if self.known is None else self.known.share
+        verdict, reasons = judge(p_value, side, self.info.alpha, known.p_value if known else None, share)
         x, y, w, h = (round(float(value), 2) for value in face.box)
-        return FaceVerdict((x, y, w, h), score, p_value, None, verdict, reasons)
+        return FaceVerdict((x, y, w, h), score, p_value, known, verdict, reasons)
 
 
-def judge(p_value: float, side: float, alpha: float) -> tuple[Verdict, tuple[str, ...]]:
-    """Verdict and reasons for a face whose crop has `side` pixels in the picture."""
-    share = f"{_percent(p_value)} of calibration photographs"
+def judge(
+    p_value: float, side: float, alpha: float, known_p: float | None = None, share: float = 0.0
+) -> tuple[Verdict, tuple[str, ...]]:
+    """Verdict and reasons for a face whose crop has `side` pixels in the picture.
+
+    With a p-value of the known channel, that one has `share` of alpha and the first channel the rest, so that both
+    together flag no more than alpha of photographs (Bonferroni); where it says nothing, the first has all of it.
+    """
     if side < defaults.MIN_CROP_PX:
         small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
         return "unsure", (small,)
-    if p_value <= alpha:
-        return "ai_generated", (f"no more than {share} look this unusual",)
-    return "photographic", (f"within the range of photographs: {share} look at least this unusual",)
+    unusual = f"{_percent(p_value)} of calibration photographs"
+    if known_p is None:
+        if p_value <= alpha:
+            return "ai_generated", (f"no more than {unusual} look this unusual",)
+        return "photographic", (f"within the range of photographs: {unusual} look at least this unusual",)
+    alike = f"{_percent(known_p)} of calibration photographs"
+    reasons = []
+    if known_p <= share * alpha:
+        reasons.append(f"no more than {alike} look this much like generators seen in training")
+    if p_value <= (1 - share) * alpha:
+        reasons.append(f"no more than {unusual} look this unusual")
+    if reasons:
+        return "ai_generated", tuple(reasons)
+    within = (
+        f"within the range of photographs: {unusual} look at least this unusual, {alike} at least this much like "
+        "generators seen in training"
+    )
+    return "photographic", (within,)
 
 
 def half_of(group: str) -> str:
@@ -416,18 +457,24 @@ def _check_numbers(n_fit: int, n_calibrate: int, components: int, alpha: float) 
         )
 
 
-def _read_one(path: str | Path, finder: FaceFinder, preprocessing: Preprocessing) -> PhotoFaces:
+def _read_one(
+    path: str | Path, finder: FaceFinder, preprocessing: Preprocessing, known: KnownChannel | None = None
+) -> PhotoFaces:
     name, size = os.fspath(path), preprocessing.size
     large = _LARGE if photo_pixels(path) > LARGE_PX else nullcontext()
     try:
         with large:
-            return _cut_faces(name, read_photo(path), finder, preprocessing)
+            return _cut_faces(name, read_photo(path), finder, preprocessing, known)
     except Exception as error:
         nothing = np.zeros((0, size, size, 3), dtype=np.uint8)
-        return PhotoFaces(name, None, None, dict.fromkeys(CAMERA_KEYS), (), (), nothing, _reason(name, error))
+        return PhotoFaces(
+            name, None, None, dict.fromkeys(CAMERA_KEYS), (), (), nothing, error=_reason(name, error)
+        )
 
 
-def _cut_faces(name: str, photo: Photo, finder: FaceFinder, preprocessing: Preprocessing) -> PhotoFaces:
+def _cut_faces(
+    name: str, photo: Photo, finder: FaceFinder, preprocessing: Preprocessing, known: KnownChannel | None
+) -> PhotoFaces:
     size = preprocessing.size
     faces = tuple(finder.find(photo.pixels))
     crops = np.zeros((len(faces), size, size, 3), dtype=np.uint8)
@@ -437,7 +484,8 @@ def _cut_faces(name: str, photo: Photo, finder: FaceFinder, preprocessing: Prepr
         crop_square(face.box, photo.width, photo.height, preprocessing.crop_scale)[2] for face in faces
     )
     camera: Camera = {key: getattr(photo.camera, key) for key in CAMERA_KEYS}
-    return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops)
+    patches = known.patches(photo.pixels, faces, preprocessing.crop_scale) if known else None
+    return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops, patches)
 
 
 def _reason(path: str, error: Exception) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lensborn.datasets.corpus import Crop, split_of
+from lensborn.delivery import Delivery, deliver
 from lensborn.faces import crop_face, crop_square
 from lensborn.photo import read_photo
-from lensborn.pretext.delivery import Delivery, deliver
 from lensborn.pretext.loop import EpochSampler
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
 

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from lensborn.datasets.corpus import Crop, split_of
 from lensborn.datasets.pictures import Picture
+from lensborn.delivery import ROUGH, Delivery, Image, deliver, shrink
 from lensborn.faces import FaceFinder, crop_face, crop_square
 from lensborn.graph import cores
 from lensborn.photo import UnreadableError, decode_photo
 from lensborn.pretext.backbones import BACKBONES, load_pretrained
 from lensborn.pretext.corpus import native_face
-from lensborn.pretext.delivery import ROUGH, Delivery, Image, deliver, shrink
 from lensborn.pretext.loop import (
     EpochSampler,
     Loop,

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from lensborn import defaults
 from lensborn.datasets.corpus import TAGS, Crop
+from lensborn.delivery import Delivery
 from lensborn.pretext.backbones import BACKBONES, load_pretrained
 from lensborn.pretext.corpus import EpochBatches, PretextDataset
-from lensborn.pretext.delivery import Delivery
 from lensborn.pretext.loop import (
     Loop,
     LoopSettings,

@@ -1,0 +1,103 @@
+"""The known channel: what generators look like that were seen in training. A number of its own, beside the first.
+
+A patch from the middle of the face goes through an encoder that learnt photographs against generated faces
+(`pretext.known`); `logistic.KnownHead` scores its features, given the traits of the picture's delivery.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lensborn.bundle import KNOWN_XML, Bundle, BundleError, KnownPart
+from lensborn.faces import Face, Pixels, crop_face
+from lensborn.features import Encoder
+from lensborn.traits import N_TRAITS, delivery_traits
+
+
+class Looked(NamedTuple):
+    """What the channel sees of N faces: `features` (N, D) float32 and `traits` (N, T) float64."""
+
+    features: npt.NDArray[np.float32]
+    traits: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KnownLook:
+    """How the channel looks at a face, in pixels; recorded with every model.
+
+    `side`: of the face crop when it is looked at. `patch`: of its middle, which alone is seen. `least_side`: of the
+    face crop in the picture; a smaller one gets no score, as training saw none. Raises ValueError out of range.
+    """
+
+    side: int = 192
+    patch: int = 112
+    least_side: int = 120
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.patch <= self.side <= 2048 or self.least_side < 1:
+            raise ValueError(f"the known channel's look is out of range: {self}")
+
+    def patch_of(self, pixels: Pixels, box: Sequence[float], scale: float) -> Pixels:
+        """The middle (patch, patch, 3) of a face crop of a picture (H, W, 3) uint8."""
+        return self.middle(crop_face(pixels, box, self.side, scale))
+
+    def middle(self, face: Pixels) -> Pixels:
+        """The middle (patch, patch, 3) of a face crop (side, side, 3)."""
+        start = (self.side - self.patch) // 2
+        return face[start : start + self.patch, start : start + self.patch]
+
+
+class KnownChannel:
+    """The channel of a bundle at work. Threads may share it. `share`: of alpha that is its own, in (0, 1)."""
+
+    def __init__(self, xml: Path, part: KnownPart) -> None:
+        """Compile the graph at `xml`. Raises BundleError where the parts do not fit each other."""
+        settings = part.manifest
+        try:
+            self.look = KnownLook(settings["side"], settings["patch"], settings["least_side"])
+        except ValueError as error:
+            raise BundleError(f"{error}: get an untouched copy of the bundle") from error
+        self.xml, self.part, self.head, self.share = xml, part, part.head, float(settings["share"])
+        self.encoder = Encoder(xml)
+        memory = part.head.memory
+        declared = (self.look.patch, memory.features.shape[1], memory.traits.shape[1])
+        if (self.encoder.size, self.encoder.feature_dim, N_TRAITS) != declared:
+            raise BundleError(
+                f"the known channel's graph has not the declared patch, features and traits {declared}: "
+                "get an untouched copy of the bundle"
+            )
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "KnownChannel | None":
+        """The channel of a bundle that was read; None where it has none."""
+        return None if bundle.known is None else cls(bundle.path / KNOWN_XML, bundle.known)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The graph and its weights, by the names that they have in a bundle."""
+        return {KNOWN_XML: self.xml, "known.bin": self.xml.with_suffix(".bin")}
+
+    def patches(self, pixels: Pixels, faces: Sequence[Face], scale: float) -> npt.NDArray[np.uint8]:
+        """The patches (N, P, P, 3) uint8 of the faces of a picture."""
+        patches = np.zeros((len(faces), self.look.patch, self.look.patch, 3), dtype=np.uint8)
+        for patch, face in zip(patches, faces, strict=True):
+            patch[...] = self.look.patch_of(pixels, face.box, scale)
+        return patches
+
+    def see(self, patches: npt.NDArray[np.uint8], sides: npt.ArrayLike) -> Looked:
+        """Features and traits of patches (N, P, P, 3) of faces whose crops have `sides` (N,) px in the picture."""
+        return Looked(self.encoder.encode(patches), delivery_traits(patches, sides))
+
+    def judge(
+        self, patches: npt.NDArray[np.uint8], sides: Sequence[float]
+    ) -> list[tuple[float, float] | None]:
+        """Score and p-value of each patch; None where the face is too small in its picture."""
+        scores = self.head.score(*self.see(patches, sides))
+        if not np.isfinite(scores).all():
+            raise ArithmeticError("the known channel gave a score that is not a finite number")
+        pairs = zip(scores.tolist(), self.head.conformal.p_values(scores).tolist(), sides, strict=True)
+        return [(score, p) if side >= self.look.least_side else None for score, p, side in pairs]
