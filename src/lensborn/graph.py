@@ -20,11 +20,22 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-@cache
+_STARTING = threading.Lock()
+
+
 def core() -> Any:
     """OpenVINO itself: a third of a second to load, so not before a network is needed."""
+    with _STARTING:
+        return _core()
+
+
+@cache
+def _core() -> Any:
     import openvino  # noqa: PLC0415
 
+    # Its first array makes OpenVINO's binding initialise NumPy's: two threads that do so at once wait for ever
+    # (2 of 25 processes hung; pybind11 gives up the GIL while it holds the guard of a static variable).
+    openvino.Tensor(np.zeros(1, dtype=np.float32), shared_memory=True)
     return openvino.Core()
 
 
