@@ -39,6 +39,7 @@ SEEN = "seen.txt"
 ENCODER_XML = "encoder.xml"
 KNOWN = "known.safetensors"
 KNOWN_XML = "known.xml"
+KNOWN_SEEN = "known-seen.txt"
 KNOWN_KEY = "known_generator"  # of bundle.json, where there is such a channel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, so nothing can point elsewhere
@@ -79,11 +80,13 @@ class KnownPart:
     """The known channel on disk: its head, and its object in bundle.json.
 
     manifest: side, patch, least_side (px, see known.KnownLook), share (of alpha), training, measured and whatever
-    else is JSON; sets and files follow from the rest.
+    else is JSON; sets and files follow from the rest. seen: the pictures that it was made from, as in Bundle; the
+    first channel never saw them.
     """
 
     head: KnownHead
     manifest: Mapping[str, Any]
+    seen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +129,15 @@ def read_bundle(path: str | Path) -> Bundle:
     manifest = _parse(text)
     _check_manifest(manifest)
     contents = {}
-    seen: frozenset[str] = frozenset()
+    lists: dict[str, frozenset[str]] = {}
     for name, expected in manifest["files"].items():
         data = _read(folder, name, MAX_FILE_BYTES)
         if hashlib.sha256(data).hexdigest() != expected:
             raise BundleError(f"{name} is not the file that {MANIFEST} names (its SHA-256 differs): {_AGAIN}")
         if name in (DENSITY, CALIBRATION, KNOWN):
             contents[name] = _arrays(name, data)
-        elif name == SEEN:
-            seen = _seen(data)
+        elif name in (SEEN, KNOWN_SEEN):
+            lists[name] = _seen(data, name)
     try:
         mixture = Mixture.from_arrays(contents[DENSITY], manifest["density"])
     except ValueError as error:
@@ -142,8 +145,10 @@ def read_bundle(path: str | Path) -> Bundle:
     if mixture.n_features != manifest["encoder"]["feature_dim"]:
         raise BundleError(f"{DENSITY} does not take as many features as the encoder gives: {_AGAIN}")
     conformal = _conformal(contents[CALIBRATION], manifest["calibration"]["n"])
-    known = _known(manifest.get(KNOWN_KEY), contents.get(KNOWN))
-    return Bundle(folder, manifest, mixture, conformal, hashlib.sha256(text).hexdigest(), seen, known)
+    nothing: frozenset[str] = frozenset()
+    known = _known(manifest.get(KNOWN_KEY), contents.get(KNOWN), lists.get(KNOWN_SEEN, nothing))
+    sha256 = hashlib.sha256(text).hexdigest()
+    return Bundle(folder, manifest, mixture, conformal, sha256, lists.get(SEEN, nothing), known)
 
 
 def write_bundle(
@@ -176,14 +181,15 @@ def write_bundle(
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is no bundle: choose another folder")
     graphs = {**(known_files or {}), **encoder_files}
-    if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN, KNOWN} & set(graphs):
+    if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN, KNOWN, KNOWN_SEEN} & set(graphs):
         raise BundleError(f"encoder files cannot be called {sorted(taken)}: choose other names")
     contents = {name: data if isinstance(data, bytes) else data.read_bytes() for name, data in graphs.items()}
     contents[DENSITY] = _save(mixture.to_arrays())
     contents[CALIBRATION] = _save({"scores": conformal.scores})
     contents[CARD] = card.encode()
-    if lines := sorted(set(seen) - {""}):
-        contents[SEEN] = "".join(f"{line}\n" for line in lines).encode()
+    for name, prefixes in ((SEEN, seen), (KNOWN_SEEN, known.seen if known else ())):
+        if lines := sorted(set(prefixes) - {""}):
+            contents[name] = "".join(f"{line}\n" for line in lines).encode()
     document = dict(manifest)
     if known is not None:
         contents[KNOWN] = _save(known.head.to_arrays())
@@ -300,10 +306,10 @@ def _arrays(name: str, data: bytes) -> dict[str, Any]:
         raise BundleError(f"{name} is not a safetensors file ({error}): {_AGAIN}") from error
 
 
-def _seen(data: bytes) -> frozenset[str]:
+def _seen(data: bytes, name: str) -> frozenset[str]:
     lines = data.decode("ascii", "replace").splitlines()
     if not all(_SEEN_LINE.fullmatch(line) for line in lines):
-        raise BundleError(f"{SEEN} must hold 16 hexadecimal digits a line: {_AGAIN}")
+        raise BundleError(f"{name} must hold 16 hexadecimal digits a line: {_AGAIN}")
     return frozenset(lines)
 
 
@@ -326,7 +332,7 @@ def _known_manifest(known: KnownPart, files: list[str]) -> dict[str, Any]:
     return {**known.manifest, "sets": sets, "files": files}
 
 
-def _known(manifest: Any, arrays: Mapping[str, Any] | None) -> KnownPart | None:
+def _known(manifest: Any, arrays: Mapping[str, Any] | None, seen: frozenset[str]) -> KnownPart | None:
     """The second channel of a manifest that was checked; None where it names none."""
     if manifest is None:
         return None
@@ -336,7 +342,7 @@ def _known(manifest: Any, arrays: Mapping[str, Any] | None) -> KnownPart | None:
     try:
         if len(sets) != len(manifest["sets"]):
             raise ValueError("two sets have the same name")
-        return KnownPart(KnownHead.from_arrays(arrays, sets), manifest)
+        return KnownPart(KnownHead.from_arrays(arrays, sets), manifest, seen)
     except ValueError as error:
         raise BundleError(f"{KNOWN}: {error}; {_AGAIN}") from error
 

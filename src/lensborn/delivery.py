@@ -12,6 +12,10 @@ from lensborn.faces import crop_face
 Image = NDArray[np.uint8]
 
 KERNELS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+SIDES = (
+    120,
+    240,
+)  # of a face crop when it is delivered, px: nearly every crop has the larger one, in every set
 CHROMA = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420)
 
 
@@ -63,7 +67,29 @@ def shrink(image: Image, side: int, delivery: Delivery, rng: np.random.Generator
     if _happens(delivery.foreign_probability, rng):
         kernel = KERNELS[rng.integers(len(KERNELS))]
         return np.asarray(cv2.resize(image, (side, side), interpolation=kernel), dtype=np.uint8)
+    return resized(image, side)
+
+
+def resized(image: Image, side: int) -> Image:
+    """A whole square picture at `side` pixels, by the crop's own resampling."""
     return crop_face(image, (0, 0, image.shape[1], image.shape[0]), side, scale=1.0)
+
+
+def delivered_face(image: Image, side: int, delivery: Delivery, rng: np.random.Generator) -> Image:
+    """A square face crop as some site may hand it on, then looked at with `side` pixels: (side, side, 3).
+
+    Its first size is drawn between `SIDES` whatever size the crop has, so that no set is told by its own.
+    """
+    if rng.random() < 0.5:
+        image = np.ascontiguousarray(image[:, ::-1])
+    whole = min(image.shape[:2])
+    inner = round(whole * (1 - rng.uniform(0, delivery.zoom)))
+    top, left = rng.integers(0, whole - inner + 1, 2)
+    cut = np.ascontiguousarray(image[top : top + inner, left : left + inner])
+    largest = max(min(SIDES[1], inner), 32)
+    smallest = min(SIDES[0], largest)
+    first = shrink(cut, int(rng.integers(smallest, largest + 1)), delivery, rng)
+    return resized(deliver(first, delivery, rng), side)
 
 
 def _filter(image: Image, delivery: Delivery, rng: np.random.Generator) -> Image:

@@ -56,8 +56,8 @@ Camera = dict[str, str | float | None]
 class KnownGenerator:
     """The supervised channel of bundles that have one: resemblance to generators seen in training.
 
-    `score`: higher = more like them, given the picture's delivery. `p_value`: in (0, 1], the share of calibration
-    photographs that look at least as much like them.
+    `score`: log odds, higher = more like them. `p_value`: in (0, 1], the share of calibration photographs that look
+    at least as much like them, of the population of photographs in which that share is largest.
     """
 
     score: float

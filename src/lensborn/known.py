@@ -1,13 +1,12 @@
 """The known channel: what generators look like that were seen in training. A number of its own, beside the first.
 
 A patch from the middle of the face goes through an encoder that learnt photographs against generated faces
-(`pretext.known`); `logistic.KnownHead` scores its features, given the traits of the picture's delivery.
+(`pretext.known`); `logistic.KnownHead` scores its features.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +14,6 @@ import numpy.typing as npt
 from lensborn.bundle import KNOWN_XML, Bundle, BundleError, KnownPart
 from lensborn.faces import Face, Pixels, crop_face
 from lensborn.features import Encoder
-from lensborn.traits import N_TRAITS, delivery_traits
-
-
-class Looked(NamedTuple):
-    """What the channel sees of N faces: `features` (N, D) float32 and `traits` (N, T) float64."""
-
-    features: npt.NDArray[np.float32]
-    traits: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class KnownLook:
     """
 
     side: int = 192
-    patch: int = 112
+    patch: int = 96
     least_side: int = 120
 
     def __post_init__(self) -> None:
@@ -63,12 +54,11 @@ class KnownChannel:
             raise BundleError(f"{error}: get an untouched copy of the bundle") from error
         self.xml, self.part, self.head, self.share = xml, part, part.head, float(settings["share"])
         self.encoder = Encoder(xml)
-        memory = part.head.memory
-        declared = (self.look.patch, memory.features.shape[1], memory.traits.shape[1])
-        if (self.encoder.size, self.encoder.feature_dim, N_TRAITS) != declared:
+        declared = (self.look.patch, len(self.head.weights))
+        if (self.encoder.size, self.encoder.feature_dim) != declared:
             raise BundleError(
-                f"the known channel's graph has not the declared patch, features and traits {declared}: "
-                "get an untouched copy of the bundle"
+                f"the known channel's graph has not the declared patch and feature size {declared}: get an "
+                "untouched copy of the bundle"
             )
 
     @classmethod
@@ -88,16 +78,12 @@ class KnownChannel:
             patch[...] = self.look.patch_of(pixels, face.box, scale)
         return patches
 
-    def see(self, patches: npt.NDArray[np.uint8], sides: npt.ArrayLike) -> Looked:
-        """Features and traits of patches (N, P, P, 3) of faces whose crops have `sides` (N,) px in the picture."""
-        return Looked(self.encoder.encode(patches), delivery_traits(patches, sides))
-
     def judge(
         self, patches: npt.NDArray[np.uint8], sides: Sequence[float]
     ) -> list[tuple[float, float] | None]:
-        """Score and p-value of each patch; None where the face is too small in its picture."""
-        scores = self.head.score(*self.see(patches, sides))
+        """Score and p-value of each patch (N, P, P, 3); None where the crop has too small a side in its picture."""
+        scores = self.head.score(self.encoder.encode(patches))
         if not np.isfinite(scores).all():
             raise ArithmeticError("the known channel gave a score that is not a finite number")
-        pairs = zip(scores.tolist(), self.head.conformal.p_values(scores).tolist(), sides, strict=True)
+        pairs = zip(scores.tolist(), self.head.p_values(scores).tolist(), sides, strict=True)
         return [(score, p) if side >= self.look.least_side else None for score, p, side in pairs]

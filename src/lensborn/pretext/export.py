@@ -27,12 +27,7 @@ def export_encoder(run: Path) -> Path:
     model.load_state_dict(load_file(run / "best.safetensors"))
     encoder = model.encoder.eval()
     size = int(settings["size"])
-    graph = to_openvino(encoder, size)
-    path = run / "encoder.xml"
-    ov.save_model(graph, path, compress_to_fp16=True)
-    error = parity_error(encoder, path, size)
-    if not error < TOLERANCE:
-        raise RuntimeError(f"the exported encoder is off by {error:.3g} standard deviations: do not use it")
+    path = save_graph(encoder, size, run / "encoder.xml")
     spec = BACKBONES[settings["backbone"]]
     preprocessing = {
         "crop_scale": defaults.CROP_SCALE,
@@ -45,6 +40,15 @@ def export_encoder(run: Path) -> Path:
         "training": _training(run),
     }
     (run / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    return path
+
+
+def save_graph(encoder: Encoder, size: int, path: Path) -> Path:
+    """Write an encoder for crops of `size` pixels, and compare it with torch's; RuntimeError where they differ."""
+    ov.save_model(to_openvino(encoder, size), path, compress_to_fp16=True)
+    error = parity_error(encoder, path, size)
+    if not error < TOLERANCE:
+        raise RuntimeError(f"the exported encoder is off by {error:.3g} standard deviations: do not use it")
     return path
 
 

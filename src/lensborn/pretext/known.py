@@ -1,11 +1,12 @@
 """The training of the known channel: photographs against generated faces, patch by patch.
 
-The network sees pixels at the size that `SIDE` gives, without down-sampling before its first convolution
+The network sees pixels at the size that `LOOK` gives, without down-sampling before its first convolution
 (Gragnaniello et al., "Are GAN generated images easy to detect?", 2021), in patches too small to tell a face by.
 Both classes go through the same rough delivery, so that neither size nor sharpness nor coding tells them apart.
 It shares nothing with the encoder of the one-class channel, which never sees a generated picture.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +17,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 
+from lensborn.bundle import KNOWN_XML
 from lensborn.datasets.corpus import Crop, split_of
 from lensborn.datasets.pictures import Picture
-from lensborn.delivery import ROUGH, Delivery, Image, deliver, shrink
-from lensborn.faces import FaceFinder, crop_face, crop_square
+from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
+from lensborn.faces import FaceFinder, crop_square
 from lensborn.graph import cores
+from lensborn.known import KnownLook
 from lensborn.photo import UnreadableError, decode_photo
 from lensborn.pretext.backbones import BACKBONES, load_pretrained
 from lensborn.pretext.corpus import native_face
+from lensborn.pretext.export import save_graph
 from lensborn.pretext.loop import (
+    BEST,
     EpochSampler,
     Loop,
     LoopSettings,
@@ -40,6 +46,7 @@ from lensborn.pretext.loop import (
 from lensborn.pretext.model import Encoder
 
 FEATURE_DIM = 128
+LOOK = KnownLook()
 SIDE = 192  # of a face crop when it is looked at, px
 SIDES = (
     120,
@@ -70,7 +77,7 @@ class KnownSettings(LoopSettings):
     batch: int = 32
     steps: int = 50  # an epoch
     backbone: str = "efficientnet_lite0_fine"
-    patch: int = 96  # px
+    patch: int = LOOK.patch  # px
     per_source: int = 32  # a source of more crops than this weighs no more than one of as many
     leave_out: tuple[str, ...] = ()  # sets that training never sees
     delivery: Delivery = field(default_factory=lambda: ROUGH)
@@ -127,27 +134,6 @@ def _example(picture: Picture, finder: FaceFinder) -> Example | None:
     return Example(crop, picture.set, picture.label == "fake")
 
 
-def look(image: Image, side: int = SIDE) -> Image:
-    """A square face at the size at which it is looked at: (side, side, 3)."""
-    return crop_face(image, (0, 0, image.shape[1], image.shape[0]), side, scale=1.0)
-
-
-def delivered_face(image: Image, delivery: Delivery, rng: np.random.Generator) -> Image:
-    """A face crop as some site may hand it on, at the size at which it is looked at.
-
-    Its first size is drawn between `SIDES` whatever size the crop has, so that no set is told by its own.
-    """
-    if rng.random() < 0.5:
-        image = np.ascontiguousarray(image[:, ::-1])
-    whole = min(image.shape[:2])
-    inner = round(whole * (1 - rng.uniform(0, delivery.zoom)))
-    top, left = rng.integers(0, whole - inner + 1, 2)
-    cut = np.ascontiguousarray(image[top : top + inner, left : left + inner])
-    largest = max(min(SIDES[1], inner), 32)
-    smallest = min(SIDES[0], largest)
-    return look(deliver(shrink(cut, int(rng.integers(smallest, largest + 1)), delivery, rng), delivery, rng))
-
-
 class PatchDataset(Dataset[dict[str, Tensor]]):
     """Patches of faces. An item is {"patch": (3, P, P) uint8, "generated": () float32}.
 
@@ -168,11 +154,11 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         example = self.examples[index]
         image, _ = native_face(example.crop)
         if self.delivery:
-            face = delivered_face(image, self.delivery, rng)
-            y, x = rng.integers(0, SIDE - self.patch + 1, 2)
+            face = delivered_face(image, LOOK.side, self.delivery, rng)
+            y, x = rng.integers(0, LOOK.side - self.patch + 1, 2)
         else:
-            face = look(image)
-            y = x = (SIDE - self.patch) // 2
+            face = resized(image, LOOK.side)
+            y = x = (LOOK.side - self.patch) // 2
         patch = face[y : y + self.patch, x : x + self.patch]
         return {
             "patch": torch.from_numpy(patch.transpose(2, 0, 1).copy()),
@@ -290,8 +276,8 @@ def validate_settings(settings: KnownSettings, train: Sequence[Example], validat
     validate_loop(settings)
     if settings.backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {settings.backbone!r}: use one of {', '.join(BACKBONES)}")
-    if settings.patch % 32 or not 32 <= settings.patch <= SIDE:
-        raise ValueError(f"patch {settings.patch} must be a multiple of 32, at most {SIDE}")
+    if settings.patch % 32 or not 32 <= settings.patch <= LOOK.side:
+        raise ValueError(f"patch {settings.patch} must be a multiple of 32, at most {LOOK.side}")
     for name, examples in (("training", train), ("validation", validate)):
         if len({example.generated for example in examples}) < 2:
             raise ValueError(f"{name} needs photographs and generated faces: add pictures of both")
@@ -305,3 +291,14 @@ def _summary(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
         name: {"faces": len(members), "sources": len({example.crop.source for example in members})}
         for name, members in sorted(sets.items())
     }
+
+
+def export_known(run: Path) -> Path:
+    """Writes known.xml and known.bin beside the best weights of a run, and returns the first's path.
+
+    Raises RuntimeError when the exported features differ from torch's.
+    """
+    settings = json.loads((run / "settings.json").read_text())
+    model = KnownModel(settings["backbone"])
+    model.load_state_dict(load_file(run / BEST))
+    return save_graph(model.encoder.eval(), int(settings["patch"]), run / KNOWN_XML)

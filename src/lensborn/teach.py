@@ -1,0 +1,255 @@
+"""Teaching the known channel new generators from a user's own pictures: features, checks, head, before and after.
+
+The encoder stays as it is; the head is learnt again from the features that the bundle remembers and the new ones.
+Half of the new pictures, chosen by hash, measure what that brings; the head that is written learns from all.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from lensborn.bench.metrics import Interval, measures
+from lensborn.datasets.corpus import split_of
+from lensborn.delivery import ROUGH, delivered_face
+from lensborn.detector import Detector, in_order
+from lensborn.faces import FaceFinder, Pixels, crop_square
+from lensborn.known import KnownChannel
+from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
+from lensborn.photo import UnreadableError, digest_of, read_photo
+
+DELIVERIES = 4  # of each face, to learn from: what a site does to it must not matter
+CALIBRATIONS = 2  # of these, beside the picture as it is, to calibrate on
+LEAST = 30  # faces of a generator, or photographs, from which anything can be said
+HALVES = (("learn", 0.5), ("judge", 0.5))
+NEAR = 6  # bits of 64 in which the looks of near-duplicates differ at most
+OWN = "own photographs"  # what the bundle calls the user's photographs
+
+
+class LessonError(ValueError):
+    """Pictures that nothing sound can be learnt from; the message names the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Studied:
+    """The largest face of a picture. `plain` (D,): its feature as it is; `delivered` (K, D): after rough handling.
+
+    `sha256`: of the file. `look`: 64 bits that near-duplicates share, but for a few.
+    """
+
+    path: Path
+    sha256: str
+    look: int
+    plain: npt.NDArray[np.float32]
+    delivered: npt.NDArray[np.float32]
+
+    @property
+    def for_calibration(self) -> npt.NDArray[np.float32]:
+        """Features (1 + CALIBRATIONS, D): as it is, and as some sites would hand it on."""
+        return np.concatenate([self.plain[None], self.delivered[:CALIBRATIONS]])
+
+    @property
+    def for_judging(self) -> bool:
+        """Whether it is kept apart to measure on; near-duplicates mostly go the same way."""
+        return split_of(f"teach/{self.look >> 16:x}", HALVES) == "judge"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is known of one set of pictures: `faces` studied, and how many pictures gave none."""
+
+    name: str
+    generated: bool
+    faces: tuple[Studied, ...]
+    without: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """AUC of one generator against photographs, `before` and `after`; `new`: it was taught now.
+
+    New generators are judged on pictures kept apart; older ones on the features that their head learnt from, so
+    that only the difference says something.
+    """
+
+    generator: str
+    new: bool
+    faces: int
+    photographs: int
+    before: Interval
+    after: Interval
+
+
+def study(
+    paths: Iterable[Path], channel: KnownChannel, scale: float, *, deliveries: int = DELIVERIES, seed: int = 0
+) -> Iterator[Studied | None]:
+    """The largest face of each picture, in order; None where it has none of sufficient size or can't be read."""
+    finder = FaceFinder()
+    return in_order(lambda path: _study(path, finder, channel, scale, deliveries, seed), paths)
+
+
+def _study(
+    path: Path, finder: FaceFinder, channel: KnownChannel, scale: float, deliveries: int, seed: int
+) -> Studied | None:
+    try:
+        pixels = read_photo(path).pixels
+        sha256 = digest_of(path)
+    except UnreadableError:
+        return None
+    faces = finder.find(pixels)
+    if not faces:
+        return None
+    x, y, side = (
+        round(value) for value in crop_square(faces[0].box, pixels.shape[1], pixels.shape[0], scale)
+    )
+    if side < channel.look.least_side:
+        return None
+    native = np.ascontiguousarray(pixels[y : y + side, x : x + side])
+    rng = np.random.default_rng([seed, int(sha256[:12], 16)])
+    looks = [channel.look.patch_of(pixels, faces[0].box, scale)]
+    for _ in range(deliveries):
+        looks.append(channel.look.middle(delivered_face(native, channel.look.side, ROUGH, rng)))
+    features = channel.encoder.encode(np.stack(looks))
+    return Studied(path, sha256, difference_hash(native), features[0], features[1:])
+
+
+def difference_hash(pixels: Pixels) -> int:
+    """64 bits: whether each of 8 x 8 cells is darker than its right neighbour, in the picture at 9 x 8 pixels.
+
+    Source: Krawetz, "Kind of like that" (2013). Enlarging, recompressing and tone change few of them.
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
+    bits = np.packbits((np.diff(small, axis=1) > 0).ravel())
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def check(lessons: Sequence[Lesson], memory: Memory) -> None:
+    """Raise LessonError for too few faces, names that clash, and pictures on both sides."""
+    if not any(lesson.generated for lesson in lessons):
+        raise LessonError("no generator to learn: give one with --fake NAME=DIR")
+    for lesson in lessons:
+        if len(lesson.faces) < LEAST:
+            raise LessonError(
+                f"{lesson.name}: {len(lesson.faces)} usable faces ({lesson.without} pictures without one of "
+                f"sufficient size, or unreadable), but {LEAST} are needed: add pictures"
+            )
+        if {face.for_judging for face in lesson.faces} != {True, False}:
+            raise LessonError(f"{lesson.name}: nearly all pictures are the same one: add different ones")
+        if (
+            lesson.name in memory.names
+            and lesson.generated != memory.generated[memory.names.index(lesson.name)]
+        ):
+            raise LessonError(f"{lesson.name} is known to the bundle as the other class: choose another name")
+    real = [face for lesson in lessons if not lesson.generated for face in lesson.faces]
+    fake = [face for lesson in lessons if lesson.generated for face in lesson.faces]
+    if both := {face.sha256 for face in real} & {face.sha256 for face in fake}:
+        raise LessonError(
+            f"{len(both)} pictures are given as photographs and as generated: remove them from one"
+        )
+    if near := near_duplicates(fake, real):
+        first, second = near[0]
+        raise LessonError(
+            f"{len(near)} generated pictures nearly equal a photograph, as {first.path.name} does "
+            f"{second.path.name}: remove them from one side"
+        )
+
+
+def near_duplicates(some: Sequence[Studied], others: Sequence[Studied]) -> list[tuple[Studied, Studied]]:
+    """Pairs of a face of `some` and the nearest of `others`, where the two look nearly the same."""
+    looks = np.array([face.look for face in others], dtype=np.uint64)
+    pairs = []
+    for face in some:
+        if not len(looks):
+            break
+        differing = (looks ^ np.uint64(face.look))[:, None].view(np.uint8)
+        apart = np.unpackbits(differing, axis=1).sum(axis=1)
+        nearest = int(apart.argmin())
+        if apart[nearest] <= NEAR:
+            pairs.append((face, others[nearest]))
+    return pairs
+
+
+def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChannel, list[Change]]:
+    """The channel with a head that knows the lessons too, and what that changed, generator by generator.
+
+    Raises LessonError as `check` does.
+    """
+    memory = channel.head.memory
+    check(lessons, memory)
+    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False))
+    judged = {
+        lesson.name: np.stack([face.plain for face in lesson.faces if face.for_judging]) for lesson in lessons
+    }
+    own = [judged[lesson.name] for lesson in lessons if not lesson.generated]
+    remembered = memory.features[memory.rows(CALIBRATE)]  # of photographs; no head learns from them
+    real = np.concatenate([remembered, *own])
+    changes = [
+        _change(lesson.name, True, judged[lesson.name], real, heads) for lesson in lessons if lesson.generated
+    ]
+    changes += [
+        _change(name, False, memory.features[memory.rows(LEARN) & (memory.sets == number)], remembered, heads)
+        for number, name in enumerate(memory.names)
+        if memory.generated[number] and name not in judged
+    ]
+    seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
+    head = KnownHead.learn(_extended(memory, lessons, whole=True))
+    return KnownChannel(channel.xml, replace(channel.part, head=head, seen=seen)), changes
+
+
+def taught(detector: Detector, channel: KnownChannel, changes: Sequence[Change]) -> Detector:
+    """A detector with another known channel; its first channel is the same, to the bit."""
+    return Detector(
+        detector.encoder_export,
+        mixture=detector.mixture,
+        conformal=detector.conformal,
+        manifest=detector.manifest,
+        card=f"{detector.card}\n{card_section(changes)}",
+        info=replace(detector.info, sha256=None),
+        seen=detector.seen,
+        known=channel,
+    )
+
+
+def card_section(changes: Sequence[Change]) -> str:
+    """What the model card says of a lesson, in Markdown."""
+    rows = "\n".join(
+        f"| {change.generator} | {'taught' if change.new else 'known before'} | {change.faces} | "
+        f"{change.photographs} | {_text(change.before)} | {_text(change.after)} |"
+        for change in changes
+    )
+    return f"""## Taught
+
+AUC of the known channel against photographs, with 95 % intervals. New generators: on pictures kept apart, by a head
+that learnt from the other half. Known before: on features that the head learnt from, so only the difference counts.
+
+| generator | | faces | photographs | before | after |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memory:
+    """The memory with the lessons: of generators the half to learn from, or all; photographs calibrate by half."""
+    for lesson in lessons:
+        learn = [face for face in lesson.faces if (whole and lesson.generated) or not face.for_judging]
+        delivered = np.concatenate([face.delivered for face in learn])
+        memory = memory.add(lesson.name, lesson.generated, delivered, LEARN)
+        if not lesson.generated:
+            rows = [face.for_calibration for face in lesson.faces if face.for_judging]
+            memory = memory.add(lesson.name, False, np.concatenate(rows), CALIBRATE)
+    return memory
+
+
+def _change(
+    name: str, new: bool, fake: npt.ArrayLike, real: npt.ArrayLike, heads: tuple[KnownHead, KnownHead]
+) -> Change:
+    before, after = (measures(head.score(real), head.score(fake), threshold=0.0)["auc"] for head in heads)
+    return Change(name, new, len(np.asarray(fake)), len(np.asarray(real)), before, after)
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
