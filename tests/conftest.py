@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import settings
 
-from lensborn.bundle import Bundle
+from lensborn.bundle import KNOWN_XML, Bundle, KnownPart
 from lensborn.detector import Detector
 from lensborn.faces import FaceFinder, crop_face
 from lensborn.features import Encoder, EncoderExport, Preprocessing, read_encoder
+from lensborn.known import KnownChannel, KnownLook
+from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import read_photo
 
 # A busy machine is no bug: time is measured in benchmarks/, not here.
@@ -72,8 +76,53 @@ def detector(tiny_bundle: Bundle) -> Iterator[Detector]:
     yield Detector.load(tiny_bundle.path)
 
 
+@pytest.fixture(scope="session")
+def tiny_channel(
+    tmp_path_factory: pytest.TempPathFactory, example_crops: npt.NDArray[np.uint8]
+) -> KnownChannel:
+    """A known channel of random weights, for which generated faces are photographs made coarse."""
+    xml = tmp_path_factory.mktemp("known") / KNOWN_XML
+    save_tiny_graph(xml, seed=1)
+    features = {
+        "photos": Encoder(xml).encode(example_crops),
+        "coarse": Encoder(xml).encode(np.stack([coarse(crop) for crop in example_crops])),
+    }
+    memory = Memory.empty(TINY_DIM)
+    for name, rows in features.items():
+        memory = memory.add(name, name == "coarse", rows[::2], LEARN)
+        memory = memory.add(name, name == "coarse", rows[1::2], CALIBRATE)
+    look = KnownLook(side=2 * TINY.size, patch=TINY.size, least_side=100)
+    part = KnownPart(KnownHead.learn(memory), {**asdict(look), "share": 0.8}, frozenset({"0123456789abcdef"}))
+    return KnownChannel(xml, part)
+
+
+@pytest.fixture(scope="session")
+def known_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle, tiny_channel: KnownChannel
+) -> Bundle:
+    """`tiny_bundle` with a known channel."""
+    detector = Detector.load(tiny_bundle.path).with_known(tiny_channel)
+    return detector.save(tmp_path_factory.mktemp("bundles") / "known")
+
+
+def coarse(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A picture of half as many pixels, each twice as large: what a poor generator might make of it."""
+    half = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    size = (pixels.shape[1], pixels.shape[0])
+    return np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
+
+
 def write_tiny_encoder(folder: Path, seed: int) -> EncoderExport:
-    """Write an OpenVINO graph (convolution, ReLU, average, linear) with its preprocessing, as an export."""
+    """Write a tiny graph with its preprocessing, as an export."""
+    folder.mkdir(parents=True)
+    save_tiny_graph(folder / "encoder.xml", seed)
+    settings = {**TINY.to_json(), "backbone": "tiny", "feature_dim": TINY_DIM}
+    (folder / "preprocessing.json").write_text(json.dumps(settings), "utf-8")
+    return read_encoder(folder)
+
+
+def save_tiny_graph(path: Path, seed: int) -> None:
+    """Write an OpenVINO graph of random weights: convolution, ReLU, average, linear."""
     import openvino
     from openvino import opset13 as ops
 
@@ -87,9 +136,4 @@ def write_tiny_encoder(folder: Path, seed: int) -> EncoderExport:
     pooled = ops.reduce_mean(maps, np.array([2, 3]), keep_dims=False)
     feature = ops.matmul(pooled, rng.normal(0, 1, (TINY_DIM, 16)).astype(np.float32), False, True)
     feature.output(0).get_tensor().set_names({"feature"})
-    folder.mkdir(parents=True)
-    model = openvino.Model([feature], [crops], "tiny")
-    openvino.save_model(model, folder / "encoder.xml", compress_to_fp16=False)
-    settings = {**TINY.to_json(), "backbone": "tiny", "feature_dim": TINY_DIM}
-    (folder / "preprocessing.json").write_text(json.dumps(settings), "utf-8")
-    return read_encoder(folder)
+    openvino.save_model(openvino.Model([feature], [crops], "tiny"), path, compress_to_fp16=False)

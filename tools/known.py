@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from lensborn.bench.metrics import Interval, measures, rate
 from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
-from lensborn.detector import Detector, FaceVerdict
+from lensborn.detector import Detector, FaceVerdict, combined_p
 from lensborn.faces import FaceFinder, crop_face, crop_square
 from lensborn.known import KnownChannel, KnownLook
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
@@ -102,7 +101,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool) -> KnownChannel:
-    """The channel of a run, its head learnt and calibrated on what it may see; `whole`: nothing is kept to judge."""
+    """A channel whose head learnt and calibrated on what the run may see; `whole`: nothing is kept to judge."""
     from lensborn.pretext.known import FEATURE_DIM, export_known  # noqa: PLC0415
 
     settings = json.loads((run / "settings.json").read_text())
@@ -148,24 +147,6 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
     return KnownChannel(channel.xml, KnownPart(KnownHead.learn(memory), manifest, prefixes))
 
 
-def with_channel(detector: Detector, channel: KnownChannel, name: str) -> Detector:
-    """The detector with another known channel and name."""
-    return Detector(
-        detector.encoder_export,
-        mixture=detector.mixture,
-        conformal=detector.conformal,
-        manifest={
-            **detector.manifest,
-            "name": name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-        card=detector.card,
-        info=detector.info,
-        seen=detector.seen,
-        known=channel,
-    )
-
-
 def equalised(pictures: Iterable[Picture], folder: Path) -> Iterator[tuple[Picture, Path | None]]:
     """Each picture's largest face at SIDE px as JPEG, in files; None without a face of that side / 1.2 or more."""
     finder = FaceFinder()
@@ -190,22 +171,15 @@ def judged(detector: Detector, files: Sequence[tuple[Picture, Path | None]], con
     ]
 
 
-def fused_p(face: FaceVerdict, share: float) -> float:
-    """The level at which both channels together would flag a face (see `detector.judge`)."""
-    if face.known_generator is None:
-        return face.p_value
-    return min(1.0, face.p_value / (1 - share), face.known_generator.p_value / share)
-
-
 SCORES: dict[str, Callable[[FaceVerdict], float]] = {
     "one-class": lambda face: face.score,
     "known": lambda face: face.known_generator.score if face.known_generator else np.nan,
-    "fused": lambda face: -np.log(fused_p(face, SHARE)),
+    "fused": lambda face: -np.log(combined_p(face.p_value, face.known_generator, SHARE)),
 }
 LEVELS: dict[str, Callable[[FaceVerdict], float]] = {
     "one-class": lambda face: face.p_value,
     "known": lambda face: face.known_generator.p_value if face.known_generator else 1.0,
-    "verdict": lambda face: fused_p(face, SHARE),
+    "verdict": lambda face: combined_p(face.p_value, face.known_generator, SHARE),
 }
 
 
@@ -220,7 +194,7 @@ def scored(
 def measure_run(name: str, run: Path, folder: Path) -> list[dict[str, Any]]:
     """Rows of numbers about the generator that a run left out, and about photographs that it did not see."""
     channel = channel_of(run, folder, [name], whole=False)
-    detector = with_channel(Detector.load(), channel, f"without {name}")
+    detector = Detector.load().with_known(channel, name=f"without {name}")
     photos = [
         Picture(crop.file, crop.row["file"], PHOTOS, "real", crop.source)
         for crop in read_corpus(folder)
@@ -334,8 +308,9 @@ def ship(arguments: argparse.Namespace) -> None:
     rows = json.loads(measured.read_text()) if measured.exists() else []
     kept = [row for row in rows if "+" in row["against"] or row["measure"] == "false alarms"]
     part = KnownPart(channel.head, {**channel.part.manifest, "measured": kept}, channel.part.seen)
-    detector = with_channel(Detector.load(arguments.base), KnownChannel(channel.xml, part), NAME)
-    detector.card = f"{detector.card.split(MARK)[0]}{MARK}{card(part, rows)}"
+    base = Detector.load(arguments.base)
+    text = f"{base.card.split(MARK)[0]}{MARK}{card(part, rows)}"
+    detector = base.with_known(KnownChannel(channel.xml, part), name=NAME, card=text)
     bundle = detector.save(arguments.out, overwrite=True)
     print(bundle.sha256, bundle.manifest[KNOWN_KEY]["sets"])
 
@@ -353,9 +328,10 @@ def card(part: KnownPart, rows: Sequence[dict[str, Any]]) -> str:
     return f"""
 Everything above is about the first channel, which never saw a generated picture; its files are the same with this
 channel and without. The known channel was shown generated faces of {shown}, against photographs, patch by
-patch ({part.manifest["patch"]} px of a face at {part.manifest["side"]} px). It says how much a face looks like those; of a
-generator that it was not shown it may say nothing. Calibrated on {populations} faces as they are and as sites hand
-them on; a p-value is the largest over these populations. Of alpha, {100 * part.manifest["share"]:g} % are its own.
+patch ({part.manifest["patch"]} px of a face at {part.manifest["side"]} px). It says how much a face looks
+like those; of a generator that it was not shown it may say nothing. Calibrated on {populations} faces as they are
+and as sites hand them on; a p-value is the largest over these populations. Of alpha,
+{100 * part.manifest["share"]:g} % are its own.
 Faces whose crop is below {part.manifest["least_side"]} px get no such score.
 
 How it does on a generator left out (a channel trained without it; `python tools/known.py measure`):

@@ -12,6 +12,7 @@ with l = floor(alpha (n + 1)).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
@@ -114,6 +115,16 @@ class Conditional:
         inputs = np.clip(inputs, -4, 4)  # beyond what was seen in fitting, a line promises nothing
         scale = np.maximum(inputs @ self.scale, LEAST_SCALE * self.scale[-1])
         return np.asarray((np.asarray(scores, dtype=np.float64) - inputs @ self.location) / scale)
+
+
+def weighted_bonferroni(p_values: Sequence[float], weights: Sequence[float]) -> float:
+    """One p-value in (0, 1] from several of one face, each with its share of alpha; the weights sum to 1.
+
+    min p_i / w_i, at most 1: flagging where it is <= alpha flags no more than alpha of photographs, however the
+    p-values depend on each other. Source: Genovese, Roeder and Wasserman, "False discovery control with p-value
+    weighting" (Biometrika 93, 2006).
+    """
+    return min(1.0, *(p / weight for p, weight in zip(p_values, weights, strict=True)))
 
 
 def _with_one(inputs: NDArray[np.float64]) -> NDArray[np.float64]:

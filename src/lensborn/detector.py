@@ -25,13 +25,13 @@ import numpy.typing as npt
 import lensborn
 from lensborn import defaults
 from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, write_bundle
-from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
+from lensborn.calibration import Conformal, clopper_pearson, minimum_scores, weighted_bonferroni
 from lensborn.datasets.corpus import split_of
 from lensborn.density import Mixture, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores
-from lensborn.known import KnownChannel
+from lensborn.known import KnownChannel, KnownGenerator
 from lensborn.photo import Photo, UnreadableError, photo_pixels, read_photo
 
 READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
@@ -50,18 +50,6 @@ log = logging.getLogger(__name__)
 Status = Literal["ok", "no_face", "unreadable"]
 Verdict = Literal["photographic", "ai_generated", "unsure"]
 Camera = dict[str, str | float | None]
-
-
-@dataclass(frozen=True)
-class KnownGenerator:
-    """The supervised channel of bundles that have one: resemblance to generators seen in training.
-
-    `score`: log odds, higher = more like them. `p_value`: in (0, 1], the share of calibration photographs that look
-    at least as much like them, of the population of photographs in which that share is largest.
-    """
-
-    score: float
-    p_value: float
 
 
 @dataclass(frozen=True)
@@ -287,6 +275,22 @@ class Detector:
             seen=frozenset(seen),
         )
 
+    def with_known(
+        self, channel: KnownChannel, *, name: str | None = None, card: str | None = None
+    ) -> "Detector":
+        """The same detector with another known channel, unsaved; its first channel is the same, to the bit."""
+        manifest = self.manifest if name is None else {**self.manifest, "name": name}
+        return Detector(
+            self.encoder_export,
+            mixture=self.mixture,
+            conformal=self.conformal,
+            manifest=manifest,
+            card=self.card if card is None else card,
+            info=ModelInfo(manifest["name"], None, self.info.alpha),
+            seen=self.seen,
+            known=channel,
+        )
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Bundle:
         """Write the bundle, a folder of plain files, at `path`.
 
@@ -354,47 +358,52 @@ class Detector:
     def _known(self, photo: PhotoFaces) -> list[KnownGenerator | None]:
         if self.known is None or photo.patches is None:
             return [None] * len(photo.faces)
-        judged = self.known.judge(photo.patches, photo.sides)
-        return [None if pair is None else KnownGenerator(*pair) for pair in judged]
+        return self.known.judge(photo.patches, photo.sides)
 
     def _verdict(
         self, face: Face, side: float, score: float, p_value: float, known: KnownGenerator | None
     ) -> FaceVerdict:
         share = 0.0 if self.known is None else self.known.share
-        verdict, reasons = judge(p_value, side, self.info.alpha, known.p_value if known else None, share)
+        verdict, reasons = judge(p_value, side, self.info.alpha, known, share)
         x, y, w, h = (round(float(value), 2) for value in face.box)
         return FaceVerdict((x, y, w, h), score, p_value, known, verdict, reasons)
 
 
 def judge(
-    p_value: float, side: float, alpha: float, known_p: float | None = None, share: float = 0.0
+    p_value: float, side: float, alpha: float, known: KnownGenerator | None = None, share: float = 0.0
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Verdict and reasons for a face whose crop has `side` pixels in the picture.
 
-    With a p-value of the known channel, that one has `share` of alpha and the first channel the rest, so that both
-    together flag no more than alpha of photographs (Bonferroni); where it says nothing, the first has all of it.
+    What the known channel says has `share` of alpha and the first channel the rest, so that both together flag no
+    more than alpha of photographs; where it says nothing, the first has all of it. See `combined_p`.
     """
     if side < defaults.MIN_CROP_PX:
         small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
         return "unsure", (small,)
-    unusual = f"{_percent(p_value)} of calibration photographs"
-    if known_p is None:
-        if p_value <= alpha:
-            return "ai_generated", (f"no more than {unusual} look this unusual",)
-        return "photographic", (f"within the range of photographs: {unusual} look at least this unusual",)
-    alike = f"{_percent(known_p)} of calibration photographs"
-    reasons = []
-    if known_p <= share * alpha:
-        reasons.append(f"no more than {alike} look this much like generators seen in training")
-    if p_value <= (1 - share) * alpha:
-        reasons.append(f"no more than {unusual} look this unusual")
-    if reasons:
-        return "ai_generated", tuple(reasons)
-    within = (
-        f"within the range of photographs: {unusual} look at least this unusual, {alike} at least this much like "
-        "generators seen in training"
+    channels = [(p_value, 1 - share if known else 1.0, "this unusual")]
+    if known:
+        channels.append((known.p_value, share, "this much like generators seen in training"))
+    flagging = tuple(
+        f"no more than {_percent(p)} of calibration photographs look {how}"
+        for p, weight, how in channels
+        if p / weight <= alpha
     )
-    return "photographic", (within,)
+    if flagging:
+        return "ai_generated", flagging
+    within = ", ".join(
+        f"{_percent(p)} of calibration photographs look at least {how}" for p, _, how in channels
+    )
+    return "photographic", (f"within the range of photographs: {within}",)
+
+
+def combined_p(p_value: float, known: KnownGenerator | None, share: float) -> float:
+    """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels, to rank faces by.
+
+    `share`: of the known channel, as in `judge`.
+    """
+    if known is None:
+        return p_value
+    return weighted_bonferroni((p_value, known.p_value), (1 - share, share))
 
 
 def half_of(group: str) -> str:

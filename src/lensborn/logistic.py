@@ -1,9 +1,10 @@
 """The head of the known channel: from features to a score and its p-value, and the memory that it learnt from.
 
-A logistic regression on features gives the score. Its p-value is split-conformal on several populations of
-photographs, and the largest of theirs: what is rare must be rare among all of them, so that the faces of one
-publisher are not flagged for what sets them apart from the photographs of another (a Mondrian calibration whose
-stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005, section 4.5).
+A logistic regression on features gives the score, in calibrated log odds. Its p-value is split-conformal on several
+populations of photographs, and the largest of theirs: what is rare must be rare among all of them, so that the
+faces of one publisher are not flagged for what sets them apart from the photographs of another (a Mondrian
+calibration whose stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005,
+section 4.5).
 
 The features of every face that the regression learnt from travel with it, the pictures do not: so that
 `lensborn teach` can add a generator without forgetting the others.
@@ -128,7 +129,10 @@ class KnownHead:
 
     @classmethod
     def learn(cls, memory: Memory) -> Self:
-        """Fit to a memory. ValueError where it lacks one of the classes."""
+        """Fit to a memory: a regression on what is to be learnt from, its scores then stretched and shifted to be
+        log odds on what calibrates (Platt, "Probabilistic outputs for support vector machines", 1999), where there
+        are generated faces among that. ValueError where one of the classes is missing.
+        """
         learn, positive = memory.rows(LEARN), memory.positive
         for mask, what in (
             (learn & positive, "generated faces"),
@@ -136,9 +140,16 @@ class KnownHead:
         ):
             if not mask.any():
                 raise ValueError(f"no {what} to learn from: add pictures")
-        features = memory.features[learn].astype(np.float64)
-        weights = balance(memory.sets[learn], positive[learn])
-        return cls(*_logistic(features, positive[learn], weights), memory)
+        weights, bias = _logistic(memory, learn, memory.features, PENALTY)
+        if (memory.rows(CALIBRATE) & positive).any():
+            scores = memory.features.astype(np.float64) @ weights + bias
+            stretch, shift = _logistic(memory, memory.rows(CALIBRATE), scores[:, None], 0.0)
+            if stretch[0] <= 0:
+                raise ValueError(
+                    "generated faces kept apart look less so than photographs: add other pictures"
+                )
+            weights, bias = weights * stretch[0], bias * stretch[0] + shift
+        return cls(weights, bias, memory)
 
     def score(self, features: npt.ArrayLike) -> Floats:
         """Log odds (N,) of features (N, D), at equal numbers of both classes; higher = more like generated."""
@@ -148,6 +159,10 @@ class KnownHead:
         """p of scores (N,): the largest over the populations; in 1 / (n + 1) .. 1 of the smallest population."""
         each = [conformal.p_values(scores) for conformal in self.conformals.values()]
         return np.asarray(np.max(each, axis=0), dtype=np.float64)
+
+    def threshold(self, alpha: float) -> float:
+        """The score above which p <= alpha, exactly; infinity where a population is too small for that."""
+        return max(conformal.threshold(alpha) for conformal in self.conformals.values())
 
     @cached_property
     def conformals(self) -> dict[str, Conformal]:
@@ -198,12 +213,15 @@ def balance(sets: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]) -> Flo
     return np.asarray(weights * (len(sets) / weights.sum()))
 
 
-def _logistic(features: Floats, labels: npt.NDArray[np.bool_], weights: Floats) -> tuple[Floats, float]:
-    """Coefficients and constant, in the units of the features."""
+def _logistic(
+    memory: Memory, rows: npt.NDArray[np.bool_], inputs: npt.NDArray[Any], penalty: float
+) -> tuple[Floats, float]:
+    """Coefficients (D,) and constant of a balanced regression on some rows of `inputs` (M, D), in their units."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - detection does not learn
 
-    mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
-    model = LogisticRegression(C=1 / PENALTY, max_iter=2000)
-    model.fit((features - mean) / deviation, labels, sample_weight=weights)
+    x, labels = inputs[rows].astype(np.float64), memory.positive[rows]
+    mean, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    model = LogisticRegression(C=1 / penalty if penalty else np.inf, tol=1e-8, max_iter=5000)
+    model.fit((x - mean) / deviation, labels, sample_weight=balance(memory.sets[rows], labels))
     coefficients = model.coef_[0] / deviation
     return coefficients, float(model.intercept_[0] - coefficients @ mean)

@@ -6,16 +6,19 @@ Half of the new pictures, chosen by hash, measure what that brings; the head tha
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from lensborn.bench.metrics import Interval, measures
 from lensborn.datasets.corpus import split_of
 from lensborn.delivery import ROUGH, delivered_face
-from lensborn.detector import Detector, in_order
+from lensborn.detector import in_order
 from lensborn.faces import FaceFinder, Pixels, crop_square
 from lensborn.known import KnownChannel
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
@@ -23,8 +26,10 @@ from lensborn.photo import UnreadableError, digest_of, read_photo
 
 DELIVERIES = 4  # of each face, to learn from: what a site does to it must not matter
 CALIBRATIONS = 2  # of these, beside the picture as it is, to calibrate on
-LEAST = 30  # faces of a generator, or photographs, from which anything can be said
-HALVES = (("learn", 0.5), ("judge", 0.5))
+MOST = 2000  # pictures of a set; more bring little, and a bundle should stay small
+LEAST = 30  # different faces of a generator, or photographs, from which anything can be said
+JUDGE = "judge"
+HALVES = (("learn", 0.5), (JUDGE, 0.5))
 NEAR = 6  # bits of 64 in which the looks of near-duplicates differ at most
 OWN = "own photographs"  # what the bundle calls the user's photographs
 
@@ -51,20 +56,34 @@ class Studied:
         """Features (1 + CALIBRATIONS, D): as it is, and as some sites would hand it on."""
         return np.concatenate([self.plain[None], self.delivered[:CALIBRATIONS]])
 
-    @property
-    def for_judging(self) -> bool:
-        """Whether it is kept apart to measure on; near-duplicates mostly go the same way."""
-        return split_of(f"teach/{self.look >> 16:x}", HALVES) == "judge"
-
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is known of one set of pictures: `faces` studied, and how many pictures gave none."""
+    """What is known of one set of pictures: `faces` studied, and how many pictures gave none.
+
+    Half of the faces are kept apart to measure on; near-duplicates stay together.
+    """
 
     name: str
     generated: bool
     faces: tuple[Studied, ...]
     without: int
+
+    @cached_property
+    def groups(self) -> npt.NDArray[np.int32]:
+        """The number of each face's group (N,) of near-duplicates, from 0."""
+        near = csr_array(distances(self.faces, self.faces) <= NEAR)
+        return np.asarray(connected_components(near, directed=False)[1], dtype=np.int32)
+
+    @cached_property
+    def halves(self) -> tuple[list[Studied], list[Studied]]:
+        """The faces to learn from, and those to judge by: a hash of each group's least digest decides."""
+        parts: tuple[list[Studied], list[Studied]] = ([], [])
+        for group in range(self.groups.max(initial=-1) + 1):
+            members = [self.faces[number] for number in np.flatnonzero(self.groups == group)]
+            digest = min(face.sha256 for face in members)
+            parts[split_of(f"teach/{digest}", HALVES) == JUDGE].extend(members)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -132,17 +151,17 @@ def check(lessons: Sequence[Lesson], memory: Memory) -> None:
     if not any(lesson.generated for lesson in lessons):
         raise LessonError("no generator to learn: give one with --fake NAME=DIR")
     for lesson in lessons:
-        if len(lesson.faces) < LEAST:
+        different = len(set(lesson.groups.tolist()))
+        if different < LEAST:
             raise LessonError(
-                f"{lesson.name}: {len(lesson.faces)} usable faces ({lesson.without} pictures without one of "
-                f"sufficient size, or unreadable), but {LEAST} are needed: add pictures"
+                f"{lesson.name}: {different} different faces in {len(lesson.faces) + lesson.without} pictures "
+                f"({lesson.without} have none of sufficient size or cannot be read, "
+                f"{len(lesson.faces) - different} nearly equal another one), but {LEAST} are needed: add pictures"
             )
-        if {face.for_judging for face in lesson.faces} != {True, False}:
-            raise LessonError(f"{lesson.name}: nearly all pictures are the same one: add different ones")
-        if (
-            lesson.name in memory.names
-            and lesson.generated != memory.generated[memory.names.index(lesson.name)]
-        ):
+        if not all(lesson.halves):
+            raise LessonError(f"{lesson.name}: no two halves to learn and to judge by: add pictures")
+        known = dict(zip(memory.names, memory.generated.tolist(), strict=True))
+        if known.get(lesson.name, lesson.generated) != lesson.generated:
             raise LessonError(f"{lesson.name} is known to the bundle as the other class: choose another name")
     real = [face for lesson in lessons if not lesson.generated for face in lesson.faces]
     fake = [face for lesson in lessons if lesson.generated for face in lesson.faces]
@@ -160,17 +179,17 @@ def check(lessons: Sequence[Lesson], memory: Memory) -> None:
 
 def near_duplicates(some: Sequence[Studied], others: Sequence[Studied]) -> list[tuple[Studied, Studied]]:
     """Pairs of a face of `some` and the nearest of `others`, where the two look nearly the same."""
-    looks = np.array([face.look for face in others], dtype=np.uint64)
-    pairs = []
-    for face in some:
-        if not len(looks):
-            break
-        differing = (looks ^ np.uint64(face.look))[:, None].view(np.uint8)
-        apart = np.unpackbits(differing, axis=1).sum(axis=1)
-        nearest = int(apart.argmin())
-        if apart[nearest] <= NEAR:
-            pairs.append((face, others[nearest]))
-    return pairs
+    if not some or not others:
+        return []
+    apart = distances(some, others)
+    nearest = apart.argmin(axis=1)
+    return [(some[n], others[nearest[n]]) for n in np.flatnonzero(apart.min(axis=1) <= NEAR).tolist()]
+
+
+def distances(some: Sequence[Studied], others: Sequence[Studied]) -> npt.NDArray[np.uint8]:
+    """How many of 64 bits differ between the looks of faces: (N, M)."""
+    rows, columns = (np.array([face.look for face in faces], dtype=np.uint64) for faces in (some, others))
+    return np.asarray(np.bitwise_count(rows[:, None] ^ columns[None, :]))
 
 
 def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChannel, list[Change]]:
@@ -181,9 +200,7 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     memory = channel.head.memory
     check(lessons, memory)
     heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False))
-    judged = {
-        lesson.name: np.stack([face.plain for face in lesson.faces if face.for_judging]) for lesson in lessons
-    }
+    judged = {lesson.name: np.stack([face.plain for face in lesson.halves[1]]) for lesson in lessons}
     own = [judged[lesson.name] for lesson in lessons if not lesson.generated]
     remembered = memory.features[memory.rows(CALIBRATE)]  # of photographs; no head learns from them
     real = np.concatenate([remembered, *own])
@@ -198,20 +215,6 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
     head = KnownHead.learn(_extended(memory, lessons, whole=True))
     return KnownChannel(channel.xml, replace(channel.part, head=head, seen=seen)), changes
-
-
-def taught(detector: Detector, channel: KnownChannel, changes: Sequence[Change]) -> Detector:
-    """A detector with another known channel; its first channel is the same, to the bit."""
-    return Detector(
-        detector.encoder_export,
-        mixture=detector.mixture,
-        conformal=detector.conformal,
-        manifest=detector.manifest,
-        card=f"{detector.card}\n{card_section(changes)}",
-        info=replace(detector.info, sha256=None),
-        seen=detector.seen,
-        known=channel,
-    )
 
 
 def card_section(changes: Sequence[Change]) -> str:
@@ -235,12 +238,15 @@ that learnt from the other half. Known before: on features that the head learnt 
 def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memory:
     """The memory with the lessons: of generators the half to learn from, or all; photographs calibrate by half."""
     for lesson in lessons:
-        learn = [face for face in lesson.faces if (whole and lesson.generated) or not face.for_judging]
-        delivered = np.concatenate([face.delivered for face in learn])
-        memory = memory.add(lesson.name, lesson.generated, delivered, LEARN)
+        learn, judge = lesson.halves
+        if whole and lesson.generated:
+            learn = list(lesson.faces)
+        memory = memory.add(
+            lesson.name, lesson.generated, np.concatenate([f.delivered for f in learn]), LEARN
+        )
         if not lesson.generated:
-            rows = [face.for_calibration for face in lesson.faces if face.for_judging]
-            memory = memory.add(lesson.name, False, np.concatenate(rows), CALIBRATE)
+            rows = np.concatenate([face.for_calibration for face in judge])
+            memory = memory.add(lesson.name, False, rows, CALIBRATE)
     return memory
 
 

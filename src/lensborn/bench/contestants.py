@@ -22,9 +22,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lensborn.bench.views import View
-from lensborn.detector import Detector
+from lensborn.detector import Detector, combined_p
+from lensborn.faces import crop_square
 
 GROUP = "lensborn.detectors"
+SHIPPED = "shipped"
+KNOWN, FUSED = "known", "fused"  # channels of a bundle
 Floating = NDArray[np.float32] | NDArray[np.float64]
 ScoreFunction = Callable[[Sequence[View]], ArrayLike]
 
@@ -92,6 +95,45 @@ class BundleContestant:
         return self.detector.mixture.score(observed)
 
 
+class ChannelContestant:
+    """The known channel of a bundle, alone or, `fused`, with the first: scores, under the bundle's calibration."""
+
+    judges = True
+    refits = False
+
+    def __init__(self, detector: Detector, *, fused: bool) -> None:
+        """Put a bundle's channel to the test. Raises ContestantError where it has none."""
+        if detector.known is None:
+            raise ContestantError(f"{detector.info.name} has no known channel: name the bundle alone")
+        self.detector, self.known, self.fused = detector, detector.known, fused
+        self.name = f"{detector.info.name} {FUSED if fused else KNOWN}"
+        self.sha256 = detector.info.sha256 or ""
+        self.seen = detector.seen | self.known.part.seen
+        alpha = detector.info.alpha
+        self.threshold: float | None = (
+            -math.log(alpha) if fused else np.nextafter(self.known.head.threshold(alpha), np.inf)
+        )
+
+    def observe(self, views: Sequence[View]) -> Floating:
+        """The channel's score; fused, the negative logarithm of the smallest alpha that flags the face."""
+        scale = self.detector.preprocessing.crop_scale
+        patches = np.stack([self.known.look.patch_of(view.pixels, view.box, scale) for view in views])
+        sides = [
+            crop_square(view.box, view.pixels.shape[1], view.pixels.shape[0], scale)[2] for view in views
+        ]
+        known = self.known.judge(patches, sides)
+        if not self.fused:
+            return np.array([[one.score if one else math.nan] for one in known])
+        scores = self.detector.score(np.stack([view.crop(self.detector.encoder.size) for view in views]))
+        p_values = self.detector.conformal.p_values(scores)
+        both = zip(p_values.tolist(), known, strict=True)
+        return np.array([[-math.log(combined_p(p, one, self.known.share))] for p, one in both])
+
+    def scores(self, observed: Floating) -> NDArray[np.float64]:
+        """See Contestant."""
+        return np.asarray(observed[:, 0], dtype=np.float64)
+
+
 @dataclass
 class EncoderContestant:
     """A frozen encoder that has no density but those fitted here."""
@@ -139,16 +181,18 @@ class FunctionContestant:
         return np.asarray(observed[:, 0], dtype=np.float64)
 
 
-def contestant(spec: str | None, *, refits: bool = False) -> Contestant:
+def contestant(spec: str, *, refits: bool = False) -> Contestant:
     """The detector that a user names: a bundle's folder, a CSV of scores, an entry point, or module:function.
 
-    None is the shipped bundle. Raises ContestantError, or BundleError for a damaged bundle.
+    SHIPPED is the shipped bundle. A bundle stands for its first channel; with `:known` or `:fused` behind it, for
+    its known channel or for both. Raises ContestantError, or BundleError for a damaged bundle.
     """
-    if spec is None:
-        return BundleContestant(Detector.load(), refits=refits)
+    place, _, channel = spec.rpartition(":")
+    if channel in (KNOWN, FUSED) and (place == SHIPPED or Path(place).is_dir()):
+        return ChannelContestant(_bundle(place), fused=channel == FUSED)
     path = Path(spec)
-    if path.is_dir():
-        return BundleContestant(Detector.load(path), refits=refits)
+    if spec == SHIPPED or path.is_dir():
+        return BundleContestant(_bundle(spec), refits=refits)
     if path.suffix.lower() == ".csv":
         return scores_of_table(path)
     if found := list(entry_points(group=GROUP, name=spec)):
@@ -165,6 +209,10 @@ def contestant(spec: str | None, *, refits: bool = False) -> Contestant:
     except (ImportError, AttributeError) as error:
         raise ContestantError(f"{spec} cannot be imported ({error}): put its folder on PYTHONPATH") from error
     return FunctionContestant(attribute if attribute != "score" else module, function)
+
+
+def _bundle(place: str) -> Detector:
+    return Detector.load(None if place == SHIPPED else place)
 
 
 def scores_of_table(path: Path) -> Contestant:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lensborn.datasets.pictures import Label, Picture
 
 PIPE_WIDTH = 160  # columns of the tables where they go to a file or a pipe
-SHIPPED = "shipped"
 
 
 class ProtocolName(StrEnum):
@@ -65,7 +64,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="A bundle, a CSV of scores, module:function, an installed entry point, or 'shipped', the default; "
-            "can be given several times, and the first is compared with each other one."
+            "BUNDLE:known and BUNDLE:fused for its other channels; can be given several times, and the first is "
+            "compared with each other one."
         ),
     ] = None,
     encoder: Annotated[
@@ -99,7 +99,7 @@ def bench(
 
     Exit status: 0 all files read, 1 some could not be (they are counted), 2 wrong usage.
     """
-    from lensborn.bench.contestants import contestant  # noqa: PLC0415
+    from lensborn.bench.contestants import SHIPPED, contestant  # noqa: PLC0415
     from lensborn.bench.protocols import conditions_of  # noqa: PLC0415
     from lensborn.datasets.layouts import read_pictures  # noqa: PLC0415
 
@@ -110,7 +110,7 @@ def bench(
         pictures = [picture for path in data or [] for picture in read_pictures(path, layout)]
         pictures += given_pictures(real, fake, table)
         specs = detector or ([] if encoder else [SHIPPED])
-        contestants = [contestant(None if spec == SHIPPED else spec, refits=refit) for spec in specs]
+        contestants = [contestant(spec, refits=refit) for spec in specs]
         contestants += [encoder_contestant(spec) for spec in encoder or []]
         words = [*(path.name for path in data or []), *(["--layout", layout] if layout != "auto" else [])]
         for option, values in (("--detector", detector), ("--encoder", encoder)):

@@ -76,7 +76,7 @@ def paper(
     Exit status: 0 all files read, 1 some could not be (they are counted), 2 wrong usage.
     """
     from lensborn.bench import experiments, plots, report  # noqa: PLC0415
-    from lensborn.bench.contestants import contestant  # noqa: PLC0415
+    from lensborn.bench.contestants import SHIPPED, contestant  # noqa: PLC0415
     from lensborn.bench.observing import observe  # noqa: PLC0415
     from lensborn.datasets.layouts import read_pictures  # noqa: PLC0415
     from lensborn.datasets.pictures import PictureSetError, choose  # noqa: PLC0415
@@ -92,7 +92,7 @@ def paper(
         known = sorted({picture.set for picture in pictures if picture.label == "real"})
         if fitted_to not in known:
             raise PictureSetError(f"no photographic set {fitted_to}: --fitted-to takes {', '.join(known)}")
-        encoders = [encoder_contestant(spec) for spec in encoder or []] or [contestant(None, refits=True)]
+        encoders = [encoder_contestant(spec) for spec in encoder or []] or [contestant(SHIPPED, refits=True)]
         with progress_bar() as bar:
             watching, counting = (
                 bar.add_task("pictures", total=len(pictures)),

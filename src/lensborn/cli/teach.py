@@ -39,7 +39,7 @@ def teach(
     """
     from lensborn.bundle import BundleError  # noqa: PLC0415  (heavy; so --help stays quick)
     from lensborn.detector import Detector  # noqa: PLC0415
-    from lensborn.teach import OWN, LessonError, card_section, taught  # noqa: PLC0415
+    from lensborn.teach import OWN, LessonError, card_section  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
 
     if out.exists() and not overwrite:
@@ -65,7 +65,8 @@ def teach(
     try:
         channel, changes = learn(detector.known, lessons)
         _warn_of_format(lessons)
-        bundle = taught(detector, channel, changes).save(out, overwrite=overwrite)
+        card = f"{detector.card}\n{card_section(changes)}"
+        bundle = detector.with_known(channel, card=card).save(out, overwrite=overwrite)
     except (BundleError, LessonError) as error:
         typer.echo(f"lensborn teach: {error}", err=True)
         raise typer.Exit(2) from error
@@ -84,13 +85,16 @@ def _named(text: str) -> tuple[str, Path]:
 
 def _study(name: str, folders: list[Path], generated: bool, detector: "Detector") -> "Lesson":
     from lensborn.datasets.pictures import files_below  # noqa: PLC0415
-    from lensborn.teach import Lesson, study  # noqa: PLC0415
+    from lensborn.teach import MOST, Lesson, study  # noqa: PLC0415
 
     hint = "--fake" if generated else "--real"
     for folder in folders:
         if not folder.is_dir():
             raise typer.BadParameter(f"{folder} is not a folder of pictures", param_hint=hint)
     files = [file for folder in folders for file in files_below(folder)]
+    if len(files) > MOST:
+        typer.echo(f"{name}: {MOST} of {len(files)} pictures are taken, evenly spread", err=True)
+        files = [files[number * len(files) // MOST] for number in range(MOST)]
     assert detector.known is not None  # noqa: S101 - the verb has seen to it
     found = list(
         _with_progress(

@@ -26,7 +26,7 @@ from lensborn.bundle import KNOWN_XML
 from lensborn.datasets.corpus import Crop, split_of
 from lensborn.datasets.pictures import Picture
 from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
-from lensborn.faces import FaceFinder, crop_square
+from lensborn.faces import FaceFinder, Pixels, crop_square
 from lensborn.graph import cores
 from lensborn.known import KnownLook
 from lensborn.photo import UnreadableError, decode_photo
@@ -47,11 +47,8 @@ from lensborn.pretext.model import Encoder
 
 FEATURE_DIM = 128
 LOOK = KnownLook()
-SIDE = 192  # of a face crop when it is looked at, px
-SIDES = (
-    120,
-    240,
-)  # of a face crop when it is delivered, px: nearly every crop has the larger one, in every set
+PLACES = 2  # of a delivered face that are seen
+KEPT = 8000  # decoded faces that a process holds, about 0.2 MB each
 PHOTOS = "photos"  # the name of the corpus among the real sets
 
 Split = Literal["train", "validate", "judge"]
@@ -71,10 +68,10 @@ class Example:
 
 @dataclass(frozen=True)
 class KnownSettings(LoopSettings):
-    """All that decides the outcome of a run. `batch`: patches of each class a step."""
+    """All that decides the outcome of a run. `batch`: faces of each class a step, each seen at `PLACES`."""
 
     epochs: int = 8
-    batch: int = 32
+    batch: int = 16
     steps: int = 50  # an epoch
     backbone: str = "efficientnet_lite0_fine"
     patch: int = LOOK.patch  # px
@@ -135,13 +132,15 @@ def _example(picture: Picture, finder: FaceFinder) -> Example | None:
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
-    """Patches of faces. An item is {"patch": (3, P, P) uint8, "generated": () float32}.
+    """Patches of faces. An item is {"patches": (K, 3, P, P) uint8, "generated": () float32}.
 
-    With `delivery` None a patch is the middle of the face, and nothing is random.
+    A face is delivered once, and seen at K random places. With `delivery` None it is seen as it is, in the middle
+    alone, and nothing is random.
     """
 
     def __init__(self, examples: Sequence[Example], patch: int, seed: int, delivery: Delivery | None) -> None:
         self.examples, self.patch, self.seed, self.delivery = examples, patch, seed, delivery
+        self._native: dict[int, Pixels] = {}
 
     def __len__(self) -> int:
         """Number of faces."""
@@ -151,19 +150,26 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         """The example of `key`: (draw, index), or an index, which stands for draw 0."""
         draw, index = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, draw, index])
-        example = self.examples[index]
-        image, _ = native_face(example.crop)
+        example, image = self.examples[index], self._face(index)
         if self.delivery:
             face = delivered_face(image, LOOK.side, self.delivery, rng)
-            y, x = rng.integers(0, LOOK.side - self.patch + 1, 2)
+            places = rng.integers(0, LOOK.side - self.patch + 1, (PLACES, 2))
         else:
             face = resized(image, LOOK.side)
-            y = x = (LOOK.side - self.patch) // 2
-        patch = face[y : y + self.patch, x : x + self.patch]
+            places = np.full((1, 2), (LOOK.side - self.patch) // 2)
+        patches = np.stack([face[y : y + self.patch, x : x + self.patch] for y, x in places])
         return {
-            "patch": torch.from_numpy(patch.transpose(2, 0, 1).copy()),
+            "patches": torch.from_numpy(patches.transpose(0, 3, 1, 2).copy()),
             "generated": torch.tensor(float(example.generated)),
         }
+
+    def _face(self, index: int) -> Pixels:
+        """Decoding takes a third of the time of an item, so that faces are kept, up to KEPT of them."""
+        if index not in self._native:
+            if len(self._native) >= KEPT:
+                self._native.clear()
+            self._native[index] = native_face(self.examples[index].crop)[0]
+        return self._native[index]
 
 
 class BalancedBatches(EpochSampler):
@@ -240,7 +246,7 @@ class KnownTrainer(Loop):
         batches = BalancedBatches(
             train, settings.steps, settings.batch, settings.seed, settings.per_source, *place()
         )
-        shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": False}
+        shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         dataset = PatchDataset(train, settings.patch, settings.seed, settings.delivery)
         loader = DataLoader(dataset, batch_sampler=batches, **shared)
         held_out = PatchDataset(validate, settings.patch, settings.seed, delivery=None)
@@ -252,10 +258,14 @@ class KnownTrainer(Loop):
 
     def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of photograph against generated."""
-        loss = binary_cross_entropy_with_logits(
-            network(self.crops(batch["patch"])), batch["generated"].to(self.device)
-        )
+        logits, generated = self._look(network, batch)
+        loss = binary_cross_entropy_with_logits(logits, generated.to(self.device))
         return loss, {"loss_known": loss}
+
+    def _look(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits and labels (B K,) of a batch of patches (B, K, 3, P, P)."""
+        patches, generated = batch["patches"], batch["generated"]
+        return network(self.crops(patches.flatten(0, 1))), generated.repeat_interleave(patches.shape[1])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -264,8 +274,9 @@ class KnownTrainer(Loop):
         logits, generated = [], []
         for batch in self.validation:
             with self.autocast():
-                logits.append(self.model(self.crops(batch["patch"])).float().cpu())
-            generated.append(batch["generated"])
+                found, labels = self._look(self.model, batch)
+            logits.append(found.float().cpu())
+            generated.append(labels)
         scores, positive = torch.cat(logits).numpy(), torch.cat(generated).numpy() > 0.5
         auc = area_under_curve(scores[~positive], scores[positive])
         return {"known_auc": auc, "validation": auc}

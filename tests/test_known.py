@@ -1,0 +1,198 @@
+"""The known channel: what it sees, what it says, and that the first channel never knows of it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import TINY, coarse
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lensborn import defaults
+from lensborn.bundle import Bundle, BundleError, read_bundle
+from lensborn.calibration import weighted_bonferroni
+from lensborn.detector import Detector, combined_p, judge
+from lensborn.faces import crop_face
+from lensborn.known import KnownChannel, KnownGenerator, KnownLook
+from lensborn.photo import read_photo
+
+LEVELS = st.floats(1e-4, 1)
+
+
+def test_the_patch_is_the_middle_of_the_crop(examples: Path) -> None:
+    pixels = read_photo(examples / "generated-man.jpg").pixels
+    box = (100.0, 120.0, 300.0, 280.0)
+    look = KnownLook(side=192, patch=96)
+    np.testing.assert_array_equal(
+        look.patch_of(pixels, box, 1.3), crop_face(pixels, box, 192, 1.3)[48:144, 48:144]
+    )
+
+
+@pytest.mark.parametrize("values", [(96, 192, 80), (192, 16, 80), (4096, 96, 80), (192, 96, 0)])
+def test_a_look_out_of_range_is_refused(values: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        KnownLook(*values)
+
+
+def test_what_is_said_of_patches(tiny_channel: KnownChannel, example_crops: npt.NDArray[np.uint8]) -> None:
+    said = tiny_channel.judge(example_crops[:3], [200.0, 99.9, 100.0])
+    assert said[1] is None
+    scores = tiny_channel.head.score(tiny_channel.encoder.encode(example_crops[:3]))
+    for one, score in ((said[0], scores[0]), (said[2], scores[2])):
+        assert one is not None
+        assert one.score == score
+        assert one.p_value == tiny_channel.head.p_values([score])[0]
+        assert one.probability == pytest.approx(1 / (1 + np.exp(-score)))
+
+
+def test_it_tells_what_it_was_taught(
+    tiny_channel: KnownChannel, example_crops: npt.NDArray[np.uint8]
+) -> None:
+    sides = [200.0] * len(example_crops)
+    photos = tiny_channel.judge(example_crops, sides)
+    others = tiny_channel.judge(np.stack([coarse(crop) for crop in example_crops]), sides)
+    assert np.mean([one.score for one in photos if one]) < 0 < np.mean([one.score for one in others if one])
+
+
+@pytest.mark.parametrize("score", [-1e4, -3.0, 0.0, 3.0, 1e4])
+def test_probability_never_overflows(score: float) -> None:
+    probability = KnownGenerator(score, 0.5).probability
+    assert 0 <= probability <= 1
+    assert KnownGenerator(-score, 0.5).probability == pytest.approx(1 - probability)
+
+
+def test_the_detector_says_both_numbers(
+    tiny_bundle: Bundle, known_bundle: Bundle, tiny_channel: KnownChannel, examples: Path
+) -> None:
+    picture = examples / "generated-man.jpg"
+    (with_channel,) = Detector.load(known_bundle.path).detect(picture).faces
+    (without,) = Detector.load(tiny_bundle.path).detect(picture).faces
+    assert without.known_generator is None
+    assert (with_channel.score, with_channel.p_value) == (without.score, without.p_value)
+    patch = tiny_channel.look.patch_of(read_photo(picture).pixels, with_channel.box, TINY.crop_scale)
+    (expected,) = tiny_channel.judge(patch[None], [200.0])
+    assert expected is not None and with_channel.known_generator is not None
+    assert with_channel.known_generator.score == pytest.approx(expected.score, abs=0.2)  # the box is rounded
+    line = Detector.load(known_bundle.path).detect(picture).to_dict()
+    assert set(line["faces"][0]["known_generator"]) == {"score", "p_value"}
+
+
+def test_faces_too_small_for_the_channel_are_left_to_the_first(known_bundle: Bundle, examples: Path) -> None:
+    detector = Detector.load(known_bundle.path)
+    (detection,) = detector.detect_many([examples / "group-of-eight.jpg"])
+    said = [face.known_generator is not None for face in detection.faces]
+    assert True in said and False in said
+
+
+def test_reasons_name_the_channel_that_spoke() -> None:
+    known = KnownGenerator(3.0, 0.01)
+    assert judge(0.4, 200, 0.05, known, 0.8) == (
+        "ai_generated",
+        ("no more than 1 % of calibration photographs look this much like generators seen in training",),
+    )
+    assert judge(0.001, 200, 0.05, known, 0.8)[1] == (
+        "no more than 0.1 % of calibration photographs look this unusual",
+        "no more than 1 % of calibration photographs look this much like generators seen in training",
+    )
+    assert judge(0.04, 200, 0.05, KnownGenerator(0.0, 0.3), 0.8) == (
+        "photographic",
+        (
+            "within the range of photographs: 4 % of calibration photographs look at least this unusual, "
+            "30 % of calibration photographs look at least this much like generators seen in training",
+        ),
+    )
+    assert judge(0.001, 79, 0.05, known, 0.8)[0] == "unsure"
+    assert (
+        judge(0.04, 200, 0.05, None, 0.8)[0] == "ai_generated"
+    )  # silent: the first channel has all of alpha
+
+
+@given(LEVELS, LEVELS, st.floats(0.01, 0.99), st.floats(1e-4, 0.99))
+def test_the_combined_p_decides(first: float, second: float, share: float, alpha: float) -> None:
+    known = KnownGenerator(0.0, second)
+    flagged = judge(first, defaults.MIN_CROP_PX, alpha, known, share)[0] == "ai_generated"
+    assert flagged == (combined_p(first, known, share) <= alpha)
+
+
+def test_the_combined_p_keeps_the_promise_however_the_channels_depend() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.uniform(size=20_000)
+    for second in (rng.uniform(size=20_000), first, 1 - first):
+        pairs = zip(first, second, strict=True)
+        combined = np.array([weighted_bonferroni(pair, (0.2, 0.8)) for pair in pairs])
+        assert (combined <= 0.05).mean() < 0.055
+
+
+def test_the_first_channel_is_the_same_to_the_bit(tiny_bundle: Bundle, known_bundle: Bundle) -> None:
+    """It never saw a generated picture, and the files say so: they are those of the bundle without the channel."""
+    first = tiny_bundle.manifest["files"]
+    both = known_bundle.manifest["files"]
+    assert set(both) - set(first) == {"known.xml", "known.bin", "known.safetensors", "known-seen.txt"}
+    assert {name: both[name] for name in first} == first
+    for name in first:
+        assert (known_bundle.path / name).read_bytes() == (tiny_bundle.path / name).read_bytes()
+    for key in set(tiny_bundle.manifest) - {"files"}:
+        assert known_bundle.manifest[key] == tiny_bundle.manifest[key]
+
+
+def test_a_channel_survives_its_bundle(known_bundle: Bundle, tiny_channel: KnownChannel) -> None:
+    again = read_bundle(known_bundle.path).known
+    assert again is not None
+    assert again.seen == tiny_channel.part.seen
+    assert again.manifest["sets"] == [
+        {"name": "photos", "generated": False, "rows": 240},
+        {"name": "coarse", "generated": True, "rows": 240},
+    ]
+    np.testing.assert_array_equal(again.head.weights, tiny_channel.head.weights)
+
+
+def change(**values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda known: known.update(values)
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "share": change(share=1.0),
+    "patch": change(patch=16),
+    "patch that the graph has not": change(side=96, patch=64),
+    "side": change(side="192"),
+    "sets": change(sets=[1]),
+    "names": change(sets=[{"name": "photos", "generated": False}] * 2),
+    "classes": change(sets=[{"name": "photos", "generated": True}, {"name": "coarse", "generated": True}]),
+    "files": change(files=["known.bin"]),
+    "another file": change(files=["known.xml", "../known.bin"]),
+    "a key less": lambda known: known.pop("least_side"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_channel_is_refused(known_bundle: Bundle, tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(known_bundle.path, folder)
+    manifest = json.loads((folder / "bundle.json").read_text("utf-8"))
+    DAMAGES[what](manifest["known_generator"])
+    (folder / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BundleError):
+        Detector.load(folder)
+
+
+def test_a_channel_without_its_arrays_is_refused(known_bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(known_bundle.path, folder)
+    manifest = json.loads((folder / "bundle.json").read_text("utf-8"))
+    del manifest["files"]["known.safetensors"]
+    (folder / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BundleError, match=r"known\.safetensors"):
+        read_bundle(folder)
+
+
+def test_company_changes_no_bit(known_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
+    detector = Detector.load(known_bundle.path)
+    Image.open(examples / "generated-man.jpg").resize((400, 400)).save(tmp_path / "small.png")
+    files = [*sorted(examples.glob("*.jpg")), tmp_path / "small.png"] * 2
+    assert list(detector.detect_many(files)) == [detector.detect(file) for file in files]

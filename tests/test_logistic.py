@@ -1,0 +1,186 @@
+"""The known channel's head: memory, regression, calibration."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from lensborn.logistic import (
+    CALIBRATE,
+    LEARN,
+    LEAST_POPULATION,
+    PENALTY,
+    KnownHead,
+    Memory,
+    balance,
+)
+
+D = 3
+
+
+def memory_of(seed: int = 0, apart: float = 1.5, held_out: bool = True) -> Memory:
+    """Two sets of photographs and two of generated faces, normal, of different sizes."""
+    rng = np.random.default_rng(seed)
+    memory = Memory.empty(D)
+    for name, generated, n in (("a", False, 300), ("b", False, 90), ("x", True, 120), ("y", True, 60)):
+        for use in (LEARN, CALIBRATE):
+            if generated and use == CALIBRATE and not held_out:
+                continue
+            memory = memory.add(name, generated, rng.normal(apart * generated, 1, (n, D)), use)
+    return memory
+
+
+HEAD = KnownHead.learn(memory_of())
+
+
+def test_the_regression_minimises_the_penalised_loss() -> None:
+    memory = memory_of(held_out=False)
+    head = KnownHead.learn(memory)
+    rows = memory.rows(LEARN)
+    x, y = memory.features[rows].astype(float), memory.positive[rows]
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    weights = balance(memory.sets[rows], y)
+
+    def loss(values: np.ndarray) -> float:
+        logits = x @ values[:D] + values[D]
+        return float(
+            weights @ np.logaddexp(0, np.where(y, -logits, logits)) + PENALTY / 2 * values[:D] @ values[:D]
+        )
+
+    found = minimize(loss, np.zeros(D + 1), tol=1e-12).x
+    np.testing.assert_allclose(head.score(memory.features[rows]), x @ found[:D] + found[D], atol=2e-3)
+
+
+def test_scores_are_log_odds_of_faces_kept_apart() -> None:
+    """Among faces with a score near s, a share 1 / (1 + exp(-s)) is generated, sets and classes weighing alike."""
+    scores = HEAD.score(HEAD.memory.features)
+    rows = HEAD.memory.rows(CALIBRATE)
+    y, s = HEAD.memory.positive[rows], scores[rows]
+    weights = balance(HEAD.memory.sets[rows], y)
+    probability = 1 / (1 + np.exp(-s))
+    # the conditions under which no other slope or shift has a higher likelihood
+    assert abs((weights * (y - probability)).sum()) < 1e-2
+    assert abs((weights * (y - probability) * s).sum()) < 1e-2
+
+
+def test_learning_twice_gives_the_same_bits() -> None:
+    again = KnownHead.learn(memory_of())
+    np.testing.assert_array_equal(again.weights, HEAD.weights)
+    assert again.bias == HEAD.bias
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=30))
+def test_p_values_are_the_largest_of_the_populations(scores: list[float]) -> None:
+    memory = HEAD.memory
+    calibration = HEAD.score(memory.features)
+    each = [
+        [(1 + sum(c >= s for c in calibration[rows])) / (rows.sum() + 1) for s in scores]
+        for rows in memory.populations().values()
+    ]
+    np.testing.assert_allclose(HEAD.p_values(scores), np.max(each, axis=0), rtol=1e-12)
+
+
+@given(st.floats(0.005, 0.9), st.lists(st.floats(-50, 50), min_size=1, max_size=30))
+def test_threshold_flags_just_what_the_p_value_flags(alpha: float, scores: list[float]) -> None:
+    assert ((HEAD.p_values(scores) <= alpha) == (np.array(scores) > HEAD.threshold(alpha))).all()
+
+
+def test_nothing_is_flagged_where_a_population_is_too_small() -> None:
+    assert HEAD.threshold(1e-4) == math.inf
+
+
+def test_photographs_of_every_population_keep_the_promise() -> None:
+    """The second population looks more generated than the first; neither is flagged more often than promised."""
+    rng = np.random.default_rng(1)
+    memory = Memory.empty(D)
+    centres = {"a": 0.0, "b": 1.0, "x": 2.0}
+    for name, centre in centres.items():
+        for use in (LEARN, CALIBRATE):
+            memory = memory.add(name, name == "x", rng.normal(centre, 1, (400, D)), use)
+    head = KnownHead.learn(memory)
+    flagged = {
+        name: (head.p_values(head.score(rng.normal(centre, 1, (4000, D)))) <= 0.05).mean()
+        for name, centre in centres.items()
+    }
+    assert flagged["a"] < 0.01
+    assert flagged["b"] == pytest.approx(0.05, abs=0.025)
+    assert flagged["x"] > flagged["b"]
+
+
+def test_small_populations_join_the_largest() -> None:
+    rng = np.random.default_rng(0)
+    memory = Memory.empty(D)
+    for name, n in (("large", 100), ("small", LEAST_POPULATION - 1), ("enough", LEAST_POPULATION)):
+        memory = memory.add(name, False, rng.normal(size=(n, D)), CALIBRATE)
+    found = {name: int(rows.sum()) for name, rows in memory.populations().items()}
+    assert found == {"large + small": 100 + LEAST_POPULATION - 1, "enough": LEAST_POPULATION}
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60))
+def test_sets_and_classes_weigh_the_same(sets: list[int]) -> None:
+    numbers = np.array([*sets, 0, 1], dtype=np.int32)
+    positive = numbers % 2 == 1
+    weights = balance(numbers, positive)
+    assert weights.sum() == pytest.approx(len(numbers))
+    assert weights[positive].sum() == pytest.approx(weights[~positive].sum())
+    for kind in (False, True):
+        each = [weights[numbers == name].sum() for name in set(numbers[positive == kind].tolist())]
+        np.testing.assert_allclose(each, each[0])
+
+
+def test_a_head_survives_its_arrays() -> None:
+    sets = dict(zip(HEAD.memory.names, HEAD.memory.generated.tolist(), strict=True))
+    again = KnownHead.from_arrays(HEAD.to_arrays(), sets)
+    np.testing.assert_array_equal(again.score(np.eye(D)), HEAD.score(np.eye(D)))
+    np.testing.assert_array_equal(again.p_values([0.0, 2.0]), HEAD.p_values([0.0, 2.0]))
+
+
+BROKEN: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
+    "missing": lambda arrays: arrays.pop("weights"),
+    "type": lambda arrays: arrays.update(features=arrays["features"].astype(np.float32)),
+    "shape": lambda arrays: arrays.update(weights=arrays["weights"][:2]),
+    "bias": lambda arrays: arrays.update(bias=np.zeros(2)),
+    "bias nan": lambda arrays: arrays.update(bias=np.array([np.nan])),
+    "weights nan": lambda arrays: arrays.update(weights=np.full(D, np.inf)),
+    "features nan": lambda arrays: arrays["features"].__setitem__(0, np.float16("nan")),
+    "set": lambda arrays: arrays["sets"].__setitem__(0, 4),
+    "negative set": lambda arrays: arrays["sets"].__setitem__(0, -1),
+    "use": lambda arrays: arrays["uses"].__setitem__(0, 7),
+    "rows": lambda arrays: arrays.update(uses=arrays["uses"][1:]),
+    "no photographs": lambda arrays: arrays["uses"].fill(LEARN),
+    "one dimension": lambda arrays: arrays.update(features=arrays["features"].ravel()),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_malformed_arrays_are_refused(what: str) -> None:
+    arrays = {name: array.copy() for name, array in HEAD.to_arrays().items()}
+    BROKEN[what](arrays)
+    sets = dict(zip(HEAD.memory.names, HEAD.memory.generated.tolist(), strict=True))
+    with pytest.raises(ValueError):
+        KnownHead.from_arrays(arrays, sets)
+
+
+def test_a_class_that_is_missing_is_named() -> None:
+    photos = Memory.empty(D).add("a", False, np.zeros((3, D)), LEARN)
+    with pytest.raises(ValueError, match="no generated faces"):
+        KnownHead.learn(photos)
+    with pytest.raises(ValueError, match="no photographs"):
+        KnownHead.learn(Memory.empty(D).add("x", True, np.zeros((3, D)), LEARN))
+
+
+def test_a_set_cannot_be_of_both_classes() -> None:
+    with pytest.raises(ValueError, match="other class"):
+        memory_of().add("a", True, np.zeros((1, D)), LEARN)
+
+
+def test_a_head_that_is_the_wrong_way_round_is_refused() -> None:
+    memory = memory_of(held_out=False).add(
+        "x", True, np.random.default_rng(0).normal(-3, 1, (50, D)), CALIBRATE
+    )
+    with pytest.raises(ValueError, match="kept apart"):
+        KnownHead.learn(memory)

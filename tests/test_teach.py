@@ -1,0 +1,262 @@
+"""Teaching the known channel: from folders of pictures to a bundle that knows them, and nothing forgotten."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import coarse
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from lensborn.bundle import Bundle, read_bundle
+from lensborn.cli import app
+from lensborn.detector import Detector
+from lensborn.faces import FaceFinder, Pixels
+from lensborn.known import KnownChannel
+from lensborn.logistic import CALIBRATE, LEARN
+from lensborn.photo import read_photo
+from lensborn.teach import (
+    LEAST,
+    NEAR,
+    OWN,
+    Lesson,
+    LessonError,
+    Studied,
+    check,
+    difference_hash,
+    distances,
+    near_duplicates,
+    study,
+    teach,
+)
+
+D = 8
+
+
+def studied(number: int, look: int | None = None, shift: float = 0.0) -> Studied:
+    """A face of random features; of a random look, which differs from others by about 32 bits."""
+    rng = np.random.default_rng(number)
+    bits = int(rng.integers(2**63)) if look is None else look
+    features = rng.normal(shift, 1, (5, D)).astype(np.float32)
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    return Studied(Path(f"{number}.jpg"), digest, bits, features[0], features[1:])
+
+
+def lesson(name: str, generated: bool, numbers: Sequence[int], shift: float = 0.0) -> Lesson:
+    return Lesson(name, generated, tuple(studied(number, shift=shift) for number in numbers), 0)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
+    """Two folders of forty pictures with a face each, cut from the group: as they are, and mirrored and coarse."""
+    folder = tmp_path_factory.mktemp("pictures")
+    pixels = read_photo(examples / "group-of-eight.jpg").pixels
+    for name in ("real", "fake"):
+        (folder / name).mkdir()
+    for number, face in enumerate(FaceFinder().find(pixels)[:40]):
+        x, y, w, h = face.box
+        side = 2 * max(w, h)
+        left, top = max(0, round(x + w / 2 - side / 2)), max(0, round(y + h / 2 - side / 2))
+        cut: Pixels = pixels[top : top + round(side), left : left + round(side)]
+        Image.fromarray(cut).resize((260, 260)).save(folder / "real" / f"{number}.jpg", quality=95)
+        Image.fromarray(coarse(np.asarray(Image.fromarray(cut[:, ::-1]).resize((260, 260))))).save(
+            folder / "fake" / f"{number}.jpg", quality=95
+        )
+    return folder
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["teach", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_a_generator_is_learnt_from_folders(known_bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "taught"
+    status, text = run(
+        "--fake",
+        f"new={pictures / 'fake'}",
+        "--real",
+        pictures / "real",
+        "--base",
+        known_bundle.path,
+        "--out",
+        out,
+    )
+    assert status == 0, text
+    assert "| new | taught |" in text
+    assert "| coarse | known before |" in text
+    bundle = read_bundle(out)
+    for name, digest in read_bundle(known_bundle.path).manifest["files"].items():
+        if not name.startswith("known") and name != "CARD.md":
+            assert bundle.manifest["files"][name] == digest  # the first channel is the same, to the bit
+    assert "| new | taught |" in (out / "CARD.md").read_text("utf-8")
+    assert bundle.known is not None
+    memory = bundle.known.head.memory
+    assert dict(zip(memory.names, memory.generated.tolist(), strict=True)) == {
+        "photos": False,
+        "coarse": True,
+        "new": True,
+        OWN: False,
+    }
+    fake = hashlib.sha256((pictures / "fake" / "0.jpg").read_bytes()).hexdigest()
+    assert fake[:16] in bundle.known.seen  # never to be measured with this bundle
+    assert fake[:16] not in bundle.seen
+    detection = Detector.load(out).detect(pictures / "fake" / "0.jpg")
+    assert detection.faces[0].known_generator is not None
+
+
+def test_pictures_of_formats_of_their_own_are_warned_of(
+    known_bundle: Bundle, pictures: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "png"
+    other.mkdir()
+    for path in (pictures / "fake").iterdir():
+        Image.open(path).save(other / f"{path.stem}.png")
+    status, text = run(
+        "--fake",
+        f"new={other}",
+        "--real",
+        pictures / "real",
+        "--base",
+        known_bundle.path,
+        "--out",
+        tmp_path / "t",
+    )
+    assert status == 0
+    assert "size and coding of the files alone tell" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--fake", "new"], "NAME=DIR"),
+        (["--fake", "={fake}"], "NAME=DIR"),
+        (["--fake", "new={fake}/nowhere"], "not a folder"),
+        (["--fake", "new={fake}", "--fake", "new={real}"], "given twice"),
+        (["--fake", OWN + "={fake}"], "choose another"),
+        (["--fake", "photos={fake}"], "choose another name"),
+        (["--fake", "new={fake}", "--real", "{fake}"], "given as photographs and as generated"),
+        (["--fake", "new={few}"], "30 are needed"),
+        (["--fake", "new={same}"], "nearly equal another one"),
+        (["--fake", "new={real}", "--real", "{again}"], "nearly equal a photograph"),
+        (["--fake", "new={fake}", "--base", "{fake}"], "bundle.json"),
+        (["--fake", "new={fake}", "--out", "{fake}"], "exists"),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused_with_a_remedy(
+    known_bundle: Bundle, pictures: Path, tmp_path: Path, arguments: list[str], remedy: str
+) -> None:
+    folders = {"fake": pictures / "fake", "real": pictures / "real"}
+    for name in ("few", "same", "again"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+    files = sorted((pictures / "real").iterdir())
+    for number, path in enumerate(files):
+        Image.open(path).save(folders["again"] / path.name, quality=70)
+        Image.open(files[0]).save(folders["same"] / path.name, quality=60 + number % 35)
+        if number < LEAST - 1:
+            (folders["few"] / path.name).write_bytes(path.read_bytes())
+    words = [word.format(**folders) for word in arguments]
+    words += [] if "--base" in words else ["--base", str(known_bundle.path)]
+    words += [] if "--out" in words else ["--out", str(tmp_path / "out")]
+    status, text = run(*words)
+    assert status == 2
+    assert remedy in " ".join(text.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_without_the_channel_is_refused(tiny_bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
+    status, text = run(
+        "--fake", f"new={pictures / 'fake'}", "--base", tiny_bundle.path, "--out", tmp_path / "out"
+    )
+    assert status == 2
+    assert "no known channel" in text
+
+
+def test_pictures_without_a_usable_face_are_none(
+    tiny_channel: KnownChannel, tmp_path: Path, examples: Path
+) -> None:
+    Image.new("RGB", (300, 300)).save(tmp_path / "black.png")
+    (tmp_path / "text.jpg").write_text("no picture")
+    Image.open(examples / "generated-man.jpg").resize((60, 60)).save(tmp_path / "small.png")
+    paths = [tmp_path / "black.png", tmp_path / "text.jpg", tmp_path / "small.png", tmp_path / "none.png"]
+    assert list(study(paths, tiny_channel, 1.3)) == [None] * 4
+
+
+def test_studying_twice_gives_the_same(tiny_channel: KnownChannel, examples: Path) -> None:
+    paths = [examples / "generated-man.jpg", examples / "generated-woman.jpg"]
+    for one, other in zip(study(paths, tiny_channel, 1.3), study(paths, tiny_channel, 1.3), strict=True):
+        assert one is not None and other is not None
+        np.testing.assert_array_equal(one.plain, other.plain)
+        np.testing.assert_array_equal(one.delivered, other.delivered)
+
+
+def test_looks_survive_recompression_and_tell_faces_apart(examples: Path, tmp_path: Path) -> None:
+    looks = {}
+    for name in ("generated-man", "generated-woman"):
+        image = Image.open(examples / f"{name}.jpg")
+        image.resize((200, 200)).save(tmp_path / f"{name}.jpg", quality=50)
+        looks[name] = [
+            difference_hash(np.asarray(one.convert("RGB")))
+            for one in (image, Image.open(tmp_path / f"{name}.jpg"))
+        ]
+    for one, other in looks.values():
+        assert (one ^ other).bit_count() <= NEAR
+    assert (looks["generated-man"][0] ^ looks["generated-woman"][0]).bit_count() > 2 * NEAR
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8),
+    st.lists(st.integers(0, 2**64 - 1), min_size=1),
+)
+def test_distances_count_differing_bits(some: list[int], others: list[int]) -> None:
+    found = distances([studied(0, look) for look in some], [studied(0, look) for look in others])
+    assert found.tolist() == [[(a ^ b).bit_count() for b in others] for a in some]
+
+
+def test_near_duplicates_are_found_both_ways() -> None:
+    one, other = studied(1, 0b1111), studied(2, 0b1111 ^ 0b111000000)
+    far = studied(3, 2**64 - 1)
+    assert near_duplicates([one, far], [other]) == [(one, other)]
+    assert near_duplicates([other], [far, one]) == [(other, one)]
+    assert near_duplicates([], [one]) == near_duplicates([one], []) == []
+
+
+def test_near_duplicates_stay_in_one_half() -> None:
+    faces = [studied(number) for number in range(40)]
+    faces += [studied(100 + number, faces[number].look ^ (1 << number)) for number in range(40)]
+    twice = Lesson("new", True, tuple(faces), 0)
+    learn, judge = (({face.path.name for face in half}) for half in twice.halves)
+    assert len(learn) + len(judge) == 80
+    assert min(len(learn), len(judge)) > 20
+    for number in range(40):
+        assert (f"{number}.jpg" in learn) == (f"{100 + number}.jpg" in learn)
+
+
+def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> None:
+    lessons = [lesson("new", True, range(60), 3.0), lesson(OWN, False, range(100, 160), -3.0)]
+    channel, changes = teach(tiny_channel, lessons)
+    before, after = tiny_channel.head.memory, channel.head.memory
+    rows = len(before.features)
+    np.testing.assert_array_equal(after.features[:rows], before.features)  # what was known is remembered
+    names = list(after.names)
+    new, own = (after.sets == names.index(name) for name in ("new", OWN))
+    assert (after.uses[new] == LEARN).all()
+    assert new.sum() == 4 * 60  # all of them, in the head that is written
+    assert 0 < (own & (after.uses == CALIBRATE)).sum() < 3 * 60
+    by_name = {change.generator: change for change in changes}
+    assert by_name["new"].new and not by_name["coarse"].new
+    assert by_name["new"].after.value > 0.99
+    assert by_name["new"].faces == len(lessons[0].halves[1])
+    assert channel.part.seen >= {face.sha256[:16] for one in lessons for face in one.faces}
+    again, _ = teach(channel, [lesson("newer", True, range(200, 240), 3.0)])
+    assert again.head.memory.names == (*after.names, "newer")
+
+
+def test_a_lesson_of_photographs_alone_is_refused(tiny_channel: KnownChannel) -> None:
+    with pytest.raises(LessonError, match="--fake"):
+        check([lesson(OWN, False, range(40))], tiny_channel.head.memory)
