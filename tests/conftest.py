@@ -91,7 +91,7 @@ def tiny_channel(
     for name, rows in features.items():
         memory = memory.add(name, name == "coarse", rows[::2], LEARN)
         memory = memory.add(name, name == "coarse", rows[1::2], CALIBRATE)
-    look = KnownLook(side=2 * TINY.size, patch=TINY.size, least_side=100)
+    look = KnownLook(2 * TINY.size, TINY.size, least_side=100, least_detail=0.5)
     part = KnownPart(KnownHead.learn(memory), {**asdict(look), "share": 0.8}, frozenset({"0123456789abcdef"}))
     return KnownChannel(xml, part)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lensborn.bundle import Bundle, BundleError, read_bundle
 from lensborn.calibration import weighted_bonferroni
 from lensborn.detector import Detector, combined_p, judge
 from lensborn.faces import crop_face
-from lensborn.known import KnownChannel, KnownGenerator, KnownLook
+from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence, detail
 from lensborn.photo import read_photo
 
 LEVELS = st.floats(1e-4, 1)
@@ -34,18 +35,20 @@ def test_the_patch_is_the_middle_of_the_crop(examples: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("values", [(96, 192, 80), (192, 16, 80), (4096, 96, 80), (192, 96, 0)])
-def test_a_look_out_of_range_is_refused(values: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "values", [(96, 192, 80), (192, 16, 80), (4096, 96, 80), (192, 96, 0), (192, 96, 80, -1.0)]
+)
+def test_a_look_out_of_range_is_refused(values: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         KnownLook(*values)
 
 
 def test_what_is_said_of_patches(tiny_channel: KnownChannel, example_crops: npt.NDArray[np.uint8]) -> None:
     said = tiny_channel.judge(example_crops[:3], [200.0, 99.9, 100.0])
-    assert said[1] is None
+    assert said[1] is Silence.TOO_SMALL
     scores = tiny_channel.head.score(tiny_channel.encoder.encode(example_crops[:3]))
     for one, score in ((said[0], scores[0]), (said[2], scores[2])):
-        assert one is not None
+        assert isinstance(one, KnownGenerator)
         assert one.score == score
         assert one.p_value == tiny_channel.head.p_values([score])[0]
         assert one.probability == pytest.approx(1 / (1 + np.exp(-score)))
@@ -57,7 +60,32 @@ def test_it_tells_what_it_was_taught(
     sides = [200.0] * len(example_crops)
     photos = tiny_channel.judge(example_crops, sides)
     others = tiny_channel.judge(np.stack([coarse(crop) for crop in example_crops]), sides)
-    assert np.mean([one.score for one in photos if one]) < 0 < np.mean([one.score for one in others if one])
+    scores = [
+        np.mean([one.score for one in said if isinstance(one, KnownGenerator)]) for said in (photos, others)
+    ]
+    assert scores[0] < 0 < scores[1]
+
+
+def test_a_face_without_detail_is_unsure(
+    tiny_channel: KnownChannel, known_bundle: Bundle, examples: Path
+) -> None:
+    part = tiny_channel.part
+    strict = KnownChannel(tiny_channel.xml, replace(part, manifest={**part.manifest, "least_detail": 100.0}))
+    (face,) = Detector.load(known_bundle.path).with_known(strict).detect(examples / "generated-man.jpg").faces
+    assert (face.verdict, face.known_generator) == ("unsure", None)
+    assert "too little fine detail" in face.reasons[0]
+
+
+def test_detail_is_the_distance_from_the_mean_around() -> None:
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (40, 40), dtype=np.uint8)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(grey.astype(float), 1, "reflect"), (3, 3)).mean(
+        (2, 3)
+    )
+    assert detail(np.repeat(grey[..., None], 3, axis=2)) == pytest.approx(
+        np.abs(grey - around).mean(), rel=1e-5
+    )
+    assert detail(np.full((32, 32, 3), 90, np.uint8)) == 0
 
 
 @pytest.mark.parametrize("score", [-1e4, -3.0, 0.0, 3.0, 1e4])
@@ -77,7 +105,7 @@ def test_the_detector_says_both_numbers(
     assert (with_channel.score, with_channel.p_value) == (without.score, without.p_value)
     patch = tiny_channel.look.patch_of(read_photo(picture).pixels, with_channel.box, TINY.crop_scale)
     (expected,) = tiny_channel.judge(patch[None], [200.0])
-    assert expected is not None and with_channel.known_generator is not None
+    assert isinstance(expected, KnownGenerator) and with_channel.known_generator is not None
     assert with_channel.known_generator.score == pytest.approx(expected.score, abs=0.2)  # the box is rounded
     line = Detector.load(known_bundle.path).detect(picture).to_dict()
     assert set(line["faces"][0]["known_generator"]) == {"score", "p_value"}

@@ -6,45 +6,86 @@
 
 FOLDER holds photos.csv and faces.csv with their pictures. Training sees the sources "train" of the corpus, half of
 FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits, which stand for photographs of sources that
-it does not know. `measure` takes runs that left out one generator each, and writes docs/known.md: what the channel
-says of that generator. `ship` puts a channel that saw all of them beside the shipped first channel, whose files it
-does not touch.
+it does not know. `measure` takes runs that left out one generator each, several of different seeds where there are,
+and writes docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its
+probabilities hold, what a calibration conditional on delivery would change, and what `lensborn teach` brings.
+`ship` puts a channel that saw all of them beside the shipped first channel, whose files it does not touch.
 """
 
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.progress import Progress, track
 
+from lensborn import defaults
+from lensborn.bench.conditional import Conditional, delivery_traits
 from lensborn.bench.delivery import equalise
 from lensborn.bench.metrics import Interval, measures, rate
+from lensborn.bench.plots import reliability_plot
 from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
+from lensborn.calibration import Conformal
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
-from lensborn.detector import Detector, FaceVerdict, combined_p
+from lensborn.detector import Detector, combined_p, read_faces
 from lensborn.faces import FaceFinder, crop_face, crop_square
-from lensborn.known import KnownChannel, KnownLook
+from lensborn.known import KnownChannel, KnownGenerator, KnownLook
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import decode_photo, digest_of
-from lensborn.teach import Studied, study
+from lensborn.teach import LEAST, Lesson, Studied, study, teach
 
 ROOT = Path(__file__).parent.parent
+PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
 NAME = "lensborn-2"
 SHARE = 0.8  # of alpha for the known channel: the first one, alone, sees little (docs/results)
 UNSEEN = "portraits"
 PHOTOS = "photos"
 LEARNT = 800  # photographs of the corpus to learn the head from, and remember
-CALIBRATED = ("calibrate",)  # splits of the corpus
 SIDE = 192  # px: every face is measured at this size, too
-ALPHA = 0.05
+ALPHA = defaults.ALPHA
+HALVES = (("calibrate", 0.5), ("judge", 0.5))
+BINS = 8  # of a reliability diagram
 
-Row = tuple[Picture, str, FaceVerdict | None]
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What both channels say of the largest face of a picture, and how it was delivered (T,)."""
+
+    picture: Picture
+    score: float
+    p_value: float
+    known: KnownGenerator | None
+    traits: Floats
+
+    @property
+    def combined(self) -> float:
+        """The smallest alpha at which the face is flagged."""
+        return combined_p(self.p_value, self.known, SHARE)
+
+
+SCORES: dict[str, Callable[[Look], float]] = {
+    "one-class": lambda look: look.score,
+    "known": lambda look: look.known.score if look.known else np.nan,
+    "fused": lambda look: -np.log(look.combined),
+}
+LEVELS: dict[str, Callable[[Look], float]] = {
+    "one-class": lambda look: look.p_value,
+    "known": lambda look: look.known.p_value if look.known else 1.0,
+    "verdict": lambda look: look.combined,
+}
+
+
+# --- which pictures serve for what ----------------------------------------------------------------------
 
 
 def labelled(folder: Path) -> list[Picture]:
@@ -53,21 +94,36 @@ def labelled(folder: Path) -> list[Picture]:
 
 
 def splits_of(folder: Path, leave_out: Sequence[str]) -> dict[str, list[Picture]]:
-    """The labelled pictures that may be seen, by split of `pretext.known`; one half of what is judged calibrates.
+    """The labelled pictures by use: the network learnt from "train" and chose its epoch by "validate".
 
-    Photographs that calibrate are of "calibrate"; "judge" and what was left out is measured alone.
+    Of the others, and of the generated ones in "validate", half calibrate and half are judged, as are all pictures
+    of the sets that were left out.
     """
     from lensborn.pretext.known import picture_split  # noqa: PLC0415
 
-    splits: dict[str, list[Picture]] = {"train": [], "validate": [], "calibrate": [], "judge": []}
+    splits: dict[str, list[Picture]] = {"train": [], "calibrate": [], "judge": []}
     for picture in labelled(folder):
         split = "judge" if picture.set in (*leave_out, UNSEEN) else str(picture_split(picture))
-        if split == "judge" and picture.set not in (*leave_out, UNSEEN) and picture.label == "real":
-            split = split_of(f"calibrate/{picture.name}", (("calibrate", 0.5), ("judge", 0.5)))
-        if split == "validate" and picture.label == "real":
+        if split == "validate":
             split = "calibrate"
+        if picture.set not in (*leave_out, UNSEEN) and split == (
+            "judge" if picture.label == "real" else "calibrate"
+        ):
+            split = split_of(f"calibrate/{picture.name}", HALVES)
         splits[split].append(picture)
     return splits
+
+
+def photographs(folder: Path, split: str) -> list[Picture]:
+    """The corpus's photographs of a split by source, as labelled pictures."""
+    return [
+        Picture(crop.file, crop.row["file"], PHOTOS, "real", crop.source)
+        for crop in read_corpus(folder)
+        if split_of(crop.source) == split
+    ]
+
+
+# --- training and the head ------------------------------------------------------------------------------
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -84,9 +140,7 @@ def train(arguments: argparse.Namespace) -> None:
         split: known.picture_examples([p for p in pictures if known.picture_split(p) == split])
         for split in ("train", "validate")
     }
-    settings = known.KnownSettings(
-        init=str(arguments.init), seed=arguments.seed, leave_out=leave_out, lr=1e-3
-    )
+    settings = known.KnownSettings(init=str(arguments.init), seed=arguments.seed, leave_out=leave_out)
     with Progress() as bar:
         task = bar.add_task("training", total=settings.epochs * settings.steps)
         trainer = known.KnownTrainer(
@@ -116,180 +170,329 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
     blank = KnownPart(KnownHead(np.zeros(FEATURE_DIM), 0.0, empty), manifest)
     channel = KnownChannel(export_known(run), blank)
     scale = Detector.load().preprocessing.crop_scale
-
-    def features(paths: Sequence[Path], rows: Callable[[Studied], Any], what: str) -> Any:
-        found = track(study(paths, channel, scale), what, total=len(paths))
-        return np.concatenate([rows(face) for face in found if face is not None])
-
     memory = Memory.empty(FEATURE_DIM)
     seen: list[Path] = []
-    corpus = read_corpus(folder)
-    rng = np.random.default_rng(0)
-    learnt = [crop.file for crop in corpus if split_of(crop.source) == "train"]
-    learnt = [learnt[number] for number in rng.permutation(len(learnt))[:LEARNT]]
-    calibrated = [crop.file for crop in corpus if split_of(crop.source) in CALIBRATED]
-    memory = memory.add(PHOTOS, False, features(learnt, lambda f: f.delivered, PHOTOS), LEARN)
-    memory = memory.add(PHOTOS, False, features(calibrated, lambda f: f.for_calibration, PHOTOS), CALIBRATE)
+
+    def remember(name: str, generated: bool, paths: Sequence[Path], use: int) -> None:
+        nonlocal memory
+        found = track(study(paths, channel, scale), name, total=len(paths))
+        rows = [
+            face.delivered if use == LEARN else face.for_calibration for face in found if face is not None
+        ]
+        memory = memory.add(name, generated, np.concatenate(rows), use)
+
+    learnt = photographs(folder, "train")
+    chosen = np.random.default_rng(0).permutation(len(learnt))[:LEARNT]
+    remember(PHOTOS, False, [learnt[number].path for number in chosen], LEARN)
+    remember(PHOTOS, False, [picture.path for picture in photographs(folder, "calibrate")], CALIBRATE)
     splits = splits_of(folder, leave_out)
     for name in dict.fromkeys(picture.set for picture in labelled(folder)):
         if name in (*leave_out, UNSEEN):
             continue
-        mine = {split: [p for p in pictures if p.set == name] for split, pictures in splits.items()}
-        generated = mine["train"][0].label == "fake"
-        paths = [picture.path for picture in mine["train"]]
-        memory = memory.add(name, generated, features(paths, lambda f: f.delivered, name), LEARN)
-        seen += paths + [picture.path for picture in mine["validate"]]
-        if not generated:
-            paths = [p.path for p in mine["calibrate"] + (mine["judge"] if whole else [])]
-            memory = memory.add(name, False, features(paths, lambda f: f.for_calibration, name), CALIBRATE)
-            seen += paths
+        mine = {split: [p.path for p in pictures if p.set == name] for split, pictures in splits.items()}
+        generated = next(p.label for p in splits["train"] if p.set == name) == "fake"
+        calibrate = mine["calibrate"] + (mine["judge"] if whole else [])
+        remember(name, generated, mine["train"], LEARN)
+        remember(name, generated, calibrate, CALIBRATE)
+        seen += mine["train"] + calibrate
     prefixes = frozenset(digest_of(path)[:16] for path in seen)
     return KnownChannel(channel.xml, KnownPart(KnownHead.learn(memory), manifest, prefixes))
 
 
-def equalised(pictures: Iterable[Picture], folder: Path) -> Iterator[tuple[Picture, Path | None]]:
-    """Each picture's largest face at SIDE px as JPEG, in files; None without a face of that side / 1.2 or more."""
+# --- looking --------------------------------------------------------------------------------------------
+
+
+def equalised(pictures: Iterable[Picture], folder: Path) -> Iterator[tuple[Picture, Path]]:
+    """Each picture's largest face at SIDE px as JPEG, in files; those with a face of that side / 1.2 or more."""
     finder = FaceFinder()
     for number, picture in enumerate(pictures):
         pixels = decode_photo(picture.read()).pixels
         faces = finder.find(pixels)
-        if not faces or crop_square(faces[0].box, pixels.shape[1], pixels.shape[0])[2] * 1.2 < SIDE:
-            yield picture, None
-            continue
-        path = folder / f"{number:05d}.jpg"
-        path.write_bytes(equalise(crop_face(pixels, faces[0].box, SIDE)))
-        yield picture, path
+        if faces and crop_square(faces[0].box, pixels.shape[1], pixels.shape[0])[2] * 1.2 >= SIDE:
+            path = folder / f"{number:05d}.jpg"
+            path.write_bytes(equalise(crop_face(pixels, faces[0].box, SIDE)))
+            yield picture, path
 
 
-def judged(detector: Detector, files: Sequence[tuple[Picture, Path | None]], condition: str) -> list[Row]:
-    """The verdict on the largest face of each file, None where there is none."""
-    there = [(picture, path) for picture, path in files if path is not None]
-    found = detector.detect_many(path for _, path in there)
-    return [
-        (picture, condition, detection.faces[0] if detection.faces else None)
-        for (picture, _), detection in zip(there, track(found, condition, total=len(there)), strict=True)
-    ]
+def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -> list[Look]:
+    """What both channels say of the largest face of each file that has one."""
+    assert detector.known is not None  # noqa: S101 - only such detectors are made here
+    looks = []
+    photos = read_faces((path for _, path in files), detector.preprocessing, detector.known)
+    for photo, (picture, _) in zip(track(photos, what, total=len(files)), files, strict=True):
+        if photo.faces and photo.patches is not None:
+            score = float(detector.score(photo.crops[:1])[0])
+            p_value = float(detector.conformal.p_values([score])[0])
+            (said,) = detector.known.judge(photo.patches[:1], photo.sides[:1])
+            known = said if isinstance(said, KnownGenerator) else None
+            traits = delivery_traits(photo.patches[:1], photo.sides[:1])[0]
+            looks.append(Look(picture, score, p_value, known, traits))
+    return looks
 
 
-SCORES: dict[str, Callable[[FaceVerdict], float]] = {
-    "one-class": lambda face: face.score,
-    "known": lambda face: face.known_generator.score if face.known_generator else np.nan,
-    "fused": lambda face: -np.log(combined_p(face.p_value, face.known_generator, SHARE)),
-}
-LEVELS: dict[str, Callable[[FaceVerdict], float]] = {
-    "one-class": lambda face: face.p_value,
-    "known": lambda face: face.known_generator.p_value if face.known_generator else 1.0,
-    "verdict": lambda face: combined_p(face.p_value, face.known_generator, SHARE),
-}
-
-
-def scored(
-    rows: Sequence[Row], sets: Sequence[str], score: Callable[[FaceVerdict], float]
-) -> np.ndarray[Any, Any]:
-    """The scores of some sets, those that are numbers."""
-    values = np.array([score(face) for picture, _, face in rows if face and picture.set in sets])
+def values_of(
+    looks: Sequence[Look], sets: Sequence[str], value: Callable[[Look], float] = SCORES["known"]
+) -> Floats:
+    """A number of the looks at some sets, those that are finite."""
+    values = np.array([value(one) for one in looks if one.picture.set in sets])
     return values[np.isfinite(values)]
 
 
-def measure_run(name: str, run: Path, folder: Path) -> list[dict[str, Any]]:
-    """Rows of numbers about the generator that a run left out, and about photographs that it did not see."""
+# --- what is measured -----------------------------------------------------------------------------------
+
+
+def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
+    """Rows of numbers about the generator that a run left out, and about photographs that it did not see.
+
+    `view`: a folder for the equalised files, which serve for every run.
+    """
     channel = channel_of(run, folder, [name], whole=False)
     detector = Detector.load().with_known(channel, name=f"without {name}")
-    photos = [
-        Picture(crop.file, crop.row["file"], PHOTOS, "real", crop.source)
-        for crop in read_corpus(folder)
-        if split_of(crop.source) == "test"
-    ]
-    pictures = splits_of(folder, [name])["judge"] + photos
-    with tempfile.TemporaryDirectory() as place:
-        conditions = {
-            "published": [(picture, picture.path) for picture in pictures],
-            f"equalised-{SIDE}": list(equalised(track(pictures, "equalising"), Path(place))),
-        }
-        return [
-            row
-            for condition, files in conditions.items()
-            for row in numbers(judged(detector, files, condition), name, condition)
-        ]
+    splits = splits_of(folder, [name])
+    pictures = splits["judge"] + photographs(folder, "test")
+    references = photographs(folder, "calibrate")
+    equal = {picture.name: path for picture, path in _equalised_once(folder, view)}
+    seed = json.loads((run / "settings.json").read_text())["seed"]
+    rows: list[Row] = []
+    for condition in ("published", f"equalised-{SIDE}"):
+        places = (lambda p: p.path) if condition == "published" else (lambda p: equal.get(p.name))
+        mine, reference = (
+            look(detector, [(p, path) for p in some if (path := places(p))], f"{condition}, {name}")
+            for some in (pictures, references)
+        )
+        found = auc_rows(mine, name) + flagged_rows(mine, name) + reliability_rows(mine, name)
+        found += conditional_rows(mine, reference, name)
+        rows += [{"left_out": name, "seed": seed, "condition": condition, **row} for row in found]
+    rows += [{"left_out": name, "seed": seed, **row} for row in taught_rows(channel, splits["judge"], name)]
+    return rows
 
 
-def numbers(rows: Sequence[Row], name: str, condition: str) -> list[dict[str, Any]]:
-    """AUC of the generator against each photographic set and three together; shares flagged, set by set."""
-    real_sets = sorted({picture.set for picture, _, _ in rows if picture.label == "real"})
-    together = [real for real in real_sets if real != PHOTOS]
-    found = []
+def _equalised_once(folder: Path, view: Path) -> list[tuple[Picture, Path]]:
+    """The equalised files of everything that is ever judged; made by the first call."""
+    index = view / "index.json"
+    everything = labelled(folder) + photographs(folder, "test") + photographs(folder, "calibrate")
+    if not index.exists():
+        made = equalised(track(everything, "equalising"), view)
+        index.write_text(json.dumps({picture.name: path.name for picture, path in made}))
+    names = json.loads(index.read_text())
+    return [(picture, view / names[picture.name]) for picture in everything if picture.name in names]
+
+
+def real_groups(looks: Sequence[Look]) -> dict[str, list[str]]:
+    """The photographic sets by name, and those of faces.csv together."""
+    sets = sorted({one.picture.set for one in looks if one.picture.label == "real"})
+    together = [name for name in sets if name != PHOTOS]
+    return {" + ".join(together): together, **{name: [name] for name in sets}}
+
+
+def auc_rows(looks: Sequence[Look], name: str) -> list[Row]:
+    """AUC of the generator against each photographic set, and against three of them together."""
+    rows = []
     for channel, score in SCORES.items():
-        fake = scored(rows, [name], score)
-        for label, sets in [(" + ".join(together), together), *((real, [real]) for real in real_sets)]:
-            real = scored(rows, sets, score)
-            interval = measures(real, fake, threshold=0.0)["auc"]
-            found.append(_row(condition, "AUC", channel, name, label, len(fake), len(real), interval))
+        fake = values_of(looks, [name], score)
+        for label, sets in real_groups(looks).items():
+            real = values_of(looks, sets, score)
+            auc = measures(real, fake, threshold=0.0)["auc"]
+            row = {"channel": channel, "set": name, "against": label, "n": len(fake), "n_against": len(real)}
+            rows.append({"table": "auc", **row, **_interval(auc)})
+    return rows
+
+
+def flagged_rows(looks: Sequence[Look], name: str) -> list[Row]:
+    """Shares flagged at ALPHA, set by set."""
+    rows = []
     for channel, level in LEVELS.items():
-        for pictures in [name, *real_sets]:
-            flagged = scored(rows, [pictures], level) <= ALPHA
-            measure = "found" if pictures == name else "false alarms"
-            found.append(_row(condition, measure, channel, pictures, name, len(flagged), 0, rate(flagged)))
-    return found
+        for pictures in [name, *(label for label, sets in real_groups(looks).items() if [label] == sets)]:
+            flagged = values_of(looks, [pictures], level) <= ALPHA
+            row = {"channel": channel, "set": pictures, "n": len(flagged)}
+            rows.append({"table": "flagged", **row, **_interval(rate(flagged))})
+    return rows
 
 
-def _row(
-    condition: str,
-    measure: str,
-    channel: str,
-    pictures: str,
-    against: str,
-    n: int,
-    n_against: int,
-    value: Interval,
-) -> dict[str, Any]:
-    return {
-        "condition": condition,
-        "measure": measure,
-        "channel": channel,
-        "set": pictures,
-        "against": against,
-        "n": n,
-        "n_against": n_against,
-        **{key: round(number, 4) for key, number in value._asdict().items()},
-    }
+def reliability_rows(looks: Sequence[Look], name: str) -> list[Row]:
+    """How often a face was generated, bin by bin of the probability given; both classes weigh the same."""
+    rows = []
+    seen = sorted({one.picture.set for one in looks if one.picture.label == "fake"} - {name})
+    for kind, sets in (("generators shown, other faces", seen), ("left out", [name])):
+        there = [
+            one for one in looks if one.known and (one.picture.label == "real" or one.picture.set in sets)
+        ]
+        probability = np.array([one.known.probability for one in there if one.known])
+        fake = np.array([one.picture.label == "fake" for one in there])
+        weights = np.where(fake, 1 / max(fake.sum(), 1), 1 / (~fake).sum())
+        for number, members in enumerate(np.array_split(np.argsort(probability, kind="stable"), BINS)):
+            mine = weights[members]
+            given, was = (float(np.average(x[members], weights=mine)) for x in (probability, fake))
+            row = {
+                "kind": kind,
+                "bin": number,
+                "n": len(members),
+                "given": round(given, 4),
+                "was": round(was, 4),
+            }
+            rows.append({"table": "reliability", **row})
+    return rows
+
+
+def conditional_rows(looks: Sequence[Look], reference: Sequence[Look], name: str) -> list[Row]:
+    """False alarms and AUC under three calibrations of both channels, on sets that none of them saw.
+
+    The photographs of the corpus's "calibrate" sources are the reference; a regression on traits of delivery learns
+    from half of them, by source, and the other half calibrates what is left of the score.
+    """
+    for_fit = np.array(
+        [split_of(f"conditional/{one.picture.source}", HALVES) == "judge" for one in reference]
+    )
+    rows = []
+    for channel in ("one-class", "known"):
+        score, level = SCORES[channel], LEVELS[channel]
+        usable = np.array([np.isfinite(score(one)) for one in reference])
+        scores = np.array([score(one) for one in reference])
+        traits = np.stack([one.traits for one in reference])
+        fit, rest = for_fit & usable, ~for_fit & usable
+        plain = Conformal.fit(scores[usable])
+        conditional = Conditional.fit(scores[fit], traits[fit])
+        left = Conformal.fit(conditional.standardise(scores[rest], traits[rest]))
+        explained = 1 - float(
+            np.var(conditional.residuals(scores[rest], traits[rest])) / np.var(scores[rest])
+        )
+
+        def standardised(one: Look, score: Any = score, conditional: Conditional = conditional) -> float:
+            value = score(one)
+            return value if np.isnan(value) else float(conditional.standardise([value], one.traits[None])[0])
+
+        ways: dict[str, tuple[Callable[[Look], float], Callable[[Look], float]]] = {
+            "corpus alone": (score, lambda one, s=score, c=plain: _p(c, s(one))),
+            "as shipped": (score, level),
+            "given delivery": (standardised, lambda one, s=standardised, c=left: _p(c, s(one))),
+        }
+        for way, (ranking, p_value) in ways.items():
+            fake = values_of(looks, [name], ranking)
+            for label, sets in real_groups(looks).items():
+                auc = measures(values_of(looks, sets, ranking), fake, threshold=0.0)["auc"].value
+                alarms = rate(values_of(looks, sets, p_value) <= ALPHA)
+                row = {"channel": channel, "way": way, "set": label, "explained": round(explained, 3)}
+                rows.append({"table": "conditional", **row, "auc": round(auc, 4), **_interval(alarms)})
+    return rows
+
+
+def _p(conformal: Conformal, score: float) -> float:
+    return np.nan if np.isnan(score) else float(conformal.p_values([score])[0])
+
+
+def taught_rows(channel: KnownChannel, judged: Sequence[Picture], name: str) -> list[Row]:
+    """What LEAST pictures of the generator left out bring, on its other pictures; and what that does to others."""
+    scale = Detector.load().preprocessing.crop_scale
+    mine = sorted((p for p in judged if p.set == name), key=lambda picture: digest_of(picture.path))
+    began = time.perf_counter()
+    faces: list[Studied] = []
+    used = 0
+    while len({*Lesson(name, True, tuple(faces), 0).groups.tolist()}) < LEAST:
+        faces += [face for face in study([mine[used].path], channel, scale) if face is not None]
+        used += 1
+    lesson = Lesson(name, True, tuple(faces), 0)
+    taught, _ = teach(channel, [lesson])
+    seconds = time.perf_counter() - began
+    others = [p for p in judged if p.set != name] + mine[used:]
+    plain = list(study([p.path for p in others], channel, scale, deliveries=0))
+    rows = []
+    for generator in dict.fromkeys(p.set for p in others if p.label == "fake"):
+        sides = [
+            np.stack([f.plain for f, p in zip(plain, others, strict=True) if f is not None and keep(p)])
+            for keep in (lambda p: p.label == "real", lambda p, g=generator: p.set == g)
+        ]
+        before, after = (
+            measures(*(head.score(side) for side in sides), threshold=0.0)["auc"]
+            for head in (channel.head, taught.head)
+        )
+        row = {"set": generator, "taught": generator == name, "pictures": used, "seconds": round(seconds, 1)}
+        row |= {"n": len(sides[1]), "n_against": len(sides[0]), "before": round(before.value, 4)}
+        rows.append({"table": "taught", **row, **_interval(after)})
+    return rows
+
+
+def _interval(value: Interval) -> Row:
+    return {key: round(number, 4) for key, number in value._asdict().items()}
+
+
+# --- the page -------------------------------------------------------------------------------------------
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """docs/known.json and the table in docs/known.md."""
+    """docs/known.json, the tables in docs/known.md, and the reliability diagram."""
     rows = []
-    for spec in arguments.runs:
-        name, _, run = spec.partition("=")
-        rows += measure_run(name, Path(run), arguments.corpus)
-    (ROOT / "docs" / "known.json").write_text(json.dumps(rows, indent=1) + "\n")
-    page = ROOT / "docs" / "known.md"
-    before, rest = page.read_text().split("<!-- measured:begin -->")
-    after = rest.split("<!-- measured:end -->")[1]
-    page.write_text(f"{before}<!-- measured:begin -->\n{tables(rows)}\n<!-- measured:end -->{after}")
+    with tempfile.TemporaryDirectory() as view:
+        for spec in arguments.runs:
+            name, _, run = spec.partition("=")
+            rows += measure_run(name, Path(run), arguments.corpus, Path(view))
+            print(f"{spec}: done", flush=True)
+    DATA.write_text(json.dumps(rows, indent=0) + "\n")
+    write_page(rows)
 
 
-def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """The tables of docs/known.md."""
+def write_page(rows: Sequence[Row]) -> None:
+    """The tables between the marks of docs/known.md, and docs/reliability.svg."""
+    page = PAGE.read_text()
+    for section, text in (
+        ("auc", tables(rows)),
+        ("conditional", conditional_table(rows)),
+        ("taught", taught_table(rows)),
+    ):
+        before, rest = page.split(f"<!-- {section}:begin -->")
+        after = rest.split(f"<!-- {section}:end -->")[1]
+        page = f"{before}<!-- {section}:begin -->\n{text}\n<!-- {section}:end -->{after}"
+    PAGE.write_text(page)
+    mine = [row for row in rows if row["table"] == "reliability" and row["condition"] != "published"]
+    reliability_plot(_means(mine, ("kind", "bin"), ("given", "was")), PAGE.with_name("reliability.svg"))
+
+
+def _means(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) -> list[Row]:
+    """Rows of equal `keys` as one: means of `values`, the number of `runs`, and the range of the first value."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [
+        {
+            **members[0],
+            **{value: float(np.mean([row[value] for row in members])) for value in values},
+            "runs": len(members),
+            "low_run": min(row[values[0]] for row in members),
+            "high_run": max(row[values[0]] for row in members),
+        }
+        for members in groups.values()
+    ]
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """AUC and shares flagged, in Markdown: means over the runs that left out the same generator."""
     lines = []
-    for condition in dict.fromkeys(row["condition"] for row in rows):
-        mine = [row for row in rows if row["condition"] == condition]
+    for condition in dict.fromkeys(row["condition"] for row in rows if "condition" in row):
+        mine = [row for row in rows if row.get("condition") == condition]
+        aucs = _means(
+            [row for row in mine if row["table"] == "auc"],
+            ("channel", "set", "against"),
+            ("value", "low", "high"),
+        )
         lines += [f"### {condition}", "", "AUC of the generator left out:", ""]
         lines += ["| left out | n | against | n | one-class | known | fused |", "| --- " * 7 + "|"]
-        aucs = [row for row in mine if row["measure"] == "AUC"]
         for key in dict.fromkeys((row["set"], row["against"]) for row in aucs):
             cells = {row["channel"]: row for row in aucs if (row["set"], row["against"]) == key}
             first = cells["known"]
             values = " | ".join(_cell(cells[channel]) for channel in SCORES)
             lines.append(f"| {key[0]} | {first['n']} | {key[1]} | {first['n_against']} | {values} |")
-        means = {
-            channel: np.mean([r["value"] for r in aucs if r["channel"] == channel and "+" in r["against"]])
-            for channel in SCORES
-        }
-        lines.append("| mean | | together | | " + " | ".join(f"{means[c]:.3f}" for c in SCORES) + " |")
-        lines += ["", f"Flagged at a nominal {100 * ALPHA:g} %:", ""]
+        together = [row for row in aucs if "+" in row["against"]]
+        means = [np.mean([row["value"] for row in together if row["channel"] == c]) for c in SCORES]
+        lines.append("| **mean** | | together | | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
+        flagged = [row for row in mine if row["table"] == "flagged"]
+        lines += [
+            "",
+            f"Flagged at a nominal {100 * ALPHA:g} %, of the generator left out and of photographs:",
+            "",
+        ]
         lines += ["| pictures | left out | n | one-class | known | verdict |", "| --- " * 6 + "|"]
-        shares = [row for row in mine if row["measure"] != "AUC"]
-        for key in dict.fromkeys((row["set"], row["against"]) for row in shares):
-            cells = {row["channel"]: row for row in shares if (row["set"], row["against"]) == key}
+        shares = _means(flagged, ("channel", "set", "left_out"), ("value", "low", "high"))
+        for key in dict.fromkeys((row["set"], row["left_out"]) for row in shares):
+            cells = {row["channel"]: row for row in shares if (row["set"], row["left_out"]) == key}
             values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
             name = f"**{key[0]}**" if key[0] == key[1] else key[0]
             lines.append(f"| {name} | {key[1]} | {cells['known']['n']} | {values} |")
@@ -297,16 +500,56 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _cell(row: dict[str, Any]) -> str:
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def conditional_table(rows: Sequence[Row]) -> str:
+    """Three calibrations side by side, in Markdown: false alarms by set, means over all runs."""
+    mine = [row for row in rows if row["table"] == "conditional"]
+    lines = [
+        "| condition | channel | photographs | corpus alone | as shipped | given delivery |",
+        "| --- " * 6 + "|",
+    ]
+    shares = _means(mine, ("condition", "channel", "way", "set"), ("value", "auc", "explained"))
+    keys = dict.fromkeys((row["condition"], row["channel"], row["set"]) for row in shares)
+    for key in keys:
+        cells = [row for row in shares if (row["condition"], row["channel"], row["set"]) == key]
+        values = " | ".join(f"{100 * row['value']:.1f} %, {row['auc']:.3f}" for row in cells)
+        lines.append(f"| {' | '.join(key)} | {values} |")
+    explained = _means(mine, ("condition", "channel"), ("explained",))
+    said = ", ".join(f"{row['channel']} {row['condition']} {row['explained']:.2f}" for row in explained)
+    return "\n".join(
+        [*lines, "", f"Share of a score's variance on photographs that delivery explains: {said}."]
+    )
+
+
+def taught_table(rows: Sequence[Row]) -> str:
+    """What a lesson brings, in Markdown: means over the runs that left out the same generator."""
+    mine = [row for row in rows if row["table"] == "taught"]
+    lines = ["| taught | AUC of | n | before | after | seconds |", "| --- " * 6 + "|"]
+    for row in _means(mine, ("left_out", "set"), ("value", "low", "high", "before", "seconds")):
+        name = f"**{row['set']}**" if row["taught"] else row["set"]
+        lines.append(
+            f"| {row['left_out']} ({row['pictures']} pictures) | {name} | {row['n']} | {row['before']:.3f} | "
+            f"{_cell(row)} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    runs = f" ({row['low_run']:.3f} to {row['high_run']:.3f})" if row["runs"] > 1 else ""
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{runs}"
+
+
+# --- shipping -------------------------------------------------------------------------------------------
 
 
 def ship(arguments: argparse.Namespace) -> None:
     """The shipped bundle, with its channel."""
     channel = channel_of(arguments.run, arguments.corpus, [], whole=True)
-    measured = ROOT / "docs" / "known.json"
-    rows = json.loads(measured.read_text()) if measured.exists() else []
-    kept = [row for row in rows if "+" in row["against"] or row["measure"] == "false alarms"]
+    rows = json.loads(DATA.read_text()) if DATA.exists() else []
+    kept = _means(
+        [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
+        ("condition", "channel", "set"),
+        ("value", "low", "high"),
+    )
     part = KnownPart(channel.head, {**channel.part.manifest, "measured": kept}, channel.part.seen)
     base = Detector.load(arguments.base)
     text = f"{base.card.split(MARK)[0]}{MARK}{card(part, rows)}"
@@ -318,7 +561,7 @@ def ship(arguments: argparse.Namespace) -> None:
 MARK = "\n## The second channel\n"
 
 
-def card(part: KnownPart, rows: Sequence[dict[str, Any]]) -> str:
+def card(part: KnownPart, rows: Sequence[Row]) -> str:
     """What the model card says of the channel."""
     memory = part.head.memory
     shown = ", ".join(
@@ -334,7 +577,7 @@ and as sites hand them on; a p-value is the largest over these populations. Of a
 {100 * part.manifest["share"]:g} % are its own.
 Faces whose crop is below {part.manifest["least_side"]} px get no such score.
 
-How it does on a generator left out (a channel trained without it; `python tools/known.py measure`):
+How it does on a generator left out (channels trained without it; `python tools/known.py measure`):
 
 {tables(rows)}
 """
@@ -355,7 +598,7 @@ def main() -> None:
             sub.add_argument("--out", type=Path, required=True)
             sub.add_argument("--leave-out", nargs="*", default=[])
             sub.add_argument("--seed", type=int, default=0)
-            sub.add_argument("--threads", type=int, default=2)
+            sub.add_argument("--threads", type=int, default=1)
         elif verb is measure:
             sub.add_argument("--runs", nargs="+", required=True, metavar="SET=RUN")
         else:

@@ -64,6 +64,7 @@ _KNOWN_SCHEMA: dict[str, Any] = {
     "side": int,
     "patch": int,
     "least_side": int,
+    "least_detail": float,
     "share": float,
     "sets": list,
     "files": list,
@@ -79,9 +80,9 @@ class BundleError(ValueError):
 class KnownPart:
     """The known channel on disk: its head, and its object in bundle.json.
 
-    manifest: side, patch, least_side (px, see known.KnownLook), share (of alpha), training, measured and whatever
-    else is JSON; sets and files follow from the rest. seen: the pictures that it was made from, as in Bundle; the
-    first channel never saw them.
+    manifest: side, patch, least_side, least_detail (see known.KnownLook), share (of alpha), training, measured and
+    whatever else is JSON; sets and files follow from the rest. seen: the pictures that it was made from, as in
+    Bundle; the first channel never saw them.
     """
 
     head: KnownHead

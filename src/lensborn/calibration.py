@@ -20,9 +20,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RIDGE = 0.01  # penalty of a regression on standardised traits, as a share of the number of photographs
-LEAST_SCALE = 0.1  # a score's scale is never taken for less than this share of the mean one
-
 
 @dataclass(frozen=True, eq=False)
 class Conformal:
@@ -73,50 +70,6 @@ class Conformal:
         return float(self.scores[n - allowed]) if allowed else math.inf
 
 
-@dataclass(frozen=True, eq=False)
-class Conditional:
-    """How a score's location and scale follow from traits of a picture's delivery, learnt on photographs.
-
-    `mean`, `deviation` (T,) standardise the traits; `location`, `scale` (T + 1,) are the coefficients of two ridge
-    regressions, the constant last: of the score, and of its absolute residual (as in Romano, Patterson and Candès,
-    "Conformalized quantile regression", 2019, section 5, local scaling). ValueError for arrays of other shapes.
-    """
-
-    mean: NDArray[np.float64]
-    deviation: NDArray[np.float64]
-    location: NDArray[np.float64]
-    scale: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        n = self.mean.size
-        shapes = [self.mean.shape, self.deviation.shape, self.location.shape, self.scale.shape]
-        if n == 0 or shapes != [(n,), (n,), (n + 1,), (n + 1,)]:
-            raise ValueError(
-                f"a regression on traits must have shapes (T,), (T,), (T + 1,) twice, not {shapes}"
-            )
-        if not all(map(_finite, (self.mean, self.deviation, self.location, self.scale))):
-            raise ValueError("a regression on traits must be finite")
-        if not (self.deviation > 0).all():
-            raise ValueError("the deviation of a trait must be positive")
-
-    @classmethod
-    def fit(cls, scores: ArrayLike, traits: ArrayLike) -> Self:
-        """Learn from scores (N,) and traits (N, T) of photographs that the score was not fitted to."""
-        values, x = np.asarray(scores, dtype=np.float64), np.asarray(traits, dtype=np.float64)
-        mean, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
-        inputs = _with_one((x - mean) / deviation)
-        location = _ridge(inputs, values)
-        spread = np.abs(values - inputs @ location)
-        return cls(mean, deviation, location, _ridge(inputs, spread))
-
-    def standardise(self, scores: ArrayLike, traits: ArrayLike) -> NDArray[np.float64]:
-        """Scores (N,) as what is left of them, given the traits (N, T): about 0 and of one size on photographs."""
-        inputs = _with_one((np.asarray(traits, dtype=np.float64) - self.mean) / self.deviation)
-        inputs = np.clip(inputs, -4, 4)  # beyond what was seen in fitting, a line promises nothing
-        scale = np.maximum(inputs @ self.scale, LEAST_SCALE * self.scale[-1])
-        return np.asarray((np.asarray(scores, dtype=np.float64) - inputs @ self.location) / scale)
-
-
 def weighted_bonferroni(p_values: Sequence[float], weights: Sequence[float]) -> float:
     """One p-value in (0, 1] from several of one face, each with its share of alpha; the weights sum to 1.
 
@@ -125,21 +78,6 @@ def weighted_bonferroni(p_values: Sequence[float], weights: Sequence[float]) -> 
     weighting" (Biometrika 93, 2006).
     """
     return min(1.0, *(p / weight for p, weight in zip(p_values, weights, strict=True)))
-
-
-def _with_one(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.hstack([inputs, np.ones((len(inputs), 1))])
-
-
-def _ridge(inputs: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients of standardised inputs (N, T + 1) that end in a constant, which is not shrunk."""
-    penalty = np.full(inputs.shape[1], RIDGE * len(inputs))
-    penalty[-1] = 0.0
-    return np.asarray(np.linalg.solve(inputs.T @ inputs + np.diag(penalty), inputs.T @ values))
-
-
-def _finite(values: NDArray[np.float64]) -> bool:
-    return bool(np.isfinite(values).all())
 
 
 def minimum_scores(alpha: float) -> int:

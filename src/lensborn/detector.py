@@ -31,7 +31,7 @@ from lensborn.density import Mixture, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores
-from lensborn.known import KnownChannel, KnownGenerator
+from lensborn.known import KnownChannel, KnownGenerator, Silence
 from lensborn.photo import Photo, UnreadableError, photo_pixels, read_photo
 
 READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
@@ -117,13 +117,16 @@ class PhotoFaces:
     error: str | None = None
 
 
-def read_faces(paths: Iterable[str | Path], preprocessing: Preprocessing) -> Iterator[PhotoFaces]:
+def read_faces(
+    paths: Iterable[str | Path], preprocessing: Preprocessing, known: KnownChannel | None = None
+) -> Iterator[PhotoFaces]:
     """Decode files and cut their faces, in order, as many at a time as there are cores.
 
-    A file that cannot be read is yielded with its `error`; it never stops the others.
+    With `known`, what that channel looks at is cut, too. A file that cannot be read is yielded with its `error`; it
+    never stops the others.
     """
     finder = FaceFinder()
-    return in_order(lambda path: _read_one(path, finder, preprocessing), paths)
+    return in_order(lambda path: _read_one(path, finder, preprocessing, known), paths)
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -355,34 +358,46 @@ class Detector:
         status: Status = "unreadable" if error is not None else "ok" if faces else "no_face"
         return Detection(photo.path, status, error, photo.width, photo.height, photo.camera, faces, self.info)
 
-    def _known(self, photo: PhotoFaces) -> list[KnownGenerator | None]:
+    def _known(self, photo: PhotoFaces) -> Sequence[KnownGenerator | Silence | None]:
         if self.known is None or photo.patches is None:
             return [None] * len(photo.faces)
         return self.known.judge(photo.patches, photo.sides)
 
     def _verdict(
-        self, face: Face, side: float, score: float, p_value: float, known: KnownGenerator | None
+        self, face: Face, side: float, score: float, p_value: float, known: KnownGenerator | Silence | None
     ) -> FaceVerdict:
         share = 0.0 if self.known is None else self.known.share
         verdict, reasons = judge(p_value, side, self.info.alpha, known, share)
         x, y, w, h = (round(float(value), 2) for value in face.box)
-        return FaceVerdict((x, y, w, h), score, p_value, known, verdict, reasons)
+        said = known if isinstance(known, KnownGenerator) else None
+        return FaceVerdict((x, y, w, h), score, p_value, said, verdict, reasons)
 
 
 def judge(
-    p_value: float, side: float, alpha: float, known: KnownGenerator | None = None, share: float = 0.0
+    p_value: float,
+    side: float,
+    alpha: float,
+    known: KnownGenerator | Silence | None = None,
+    share: float = 0.0,
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Verdict and reasons for a face whose crop has `side` pixels in the picture.
 
     What the known channel says has `share` of alpha and the first channel the rest, so that both together flag no
-    more than alpha of photographs; where it says nothing, the first has all of it. See `combined_p`.
+    more than alpha of photographs (see `combined_p`); where it says nothing, the first has all of it.
     """
     if side < defaults.MIN_CROP_PX:
         small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
         return "unsure", (small,)
-    channels = [(p_value, 1 - share if known else 1.0, "this unusual")]
-    if known:
-        channels.append((known.p_value, share, "this much like generators seen in training"))
+    if known is Silence.DAMAGED:
+        return "unsure", (
+            "the face has too little fine detail to say: blurred, or enlarged from a small one",
+        )
+    channels = [(p_value, 1.0, "this unusual")]
+    if isinstance(known, KnownGenerator):
+        channels = [
+            (p_value, 1 - share, "this unusual"),
+            (known.p_value, share, "this much like generators seen in training"),
+        ]
     flagging = tuple(
         f"no more than {_percent(p)} of calibration photographs look {how}"
         for p, weight, how in channels
@@ -396,12 +411,12 @@ def judge(
     return "photographic", (f"within the range of photographs: {within}",)
 
 
-def combined_p(p_value: float, known: KnownGenerator | None, share: float) -> float:
+def combined_p(p_value: float, known: KnownGenerator | Silence | None, share: float) -> float:
     """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels, to rank faces by.
 
     `share`: of the known channel, as in `judge`.
     """
-    if known is None:
+    if not isinstance(known, KnownGenerator):
         return p_value
     return weighted_bonferroni((p_value, known.p_value), (1 - share, share))
 

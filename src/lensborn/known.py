@@ -6,9 +6,11 @@ A patch from the middle of the face goes through an encoder that learnt photogra
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,15 +24,17 @@ class KnownLook:
     """How the channel looks at a face, in pixels; recorded with every model.
 
     `side`: of the face crop when it is looked at. `patch`: of its middle, which alone is seen. `least_side`: of the
-    face crop in the picture; a smaller one gets no score, as training saw none. Raises ValueError out of range.
+    face crop in the picture; a smaller one gets no score, as training saw none. `least_detail`: of the patch, see
+    `detail`; with less of it, neither channel can say anything (docs/known.md). Raises ValueError out of range.
     """
 
     side: int = 192
-    patch: int = 96
+    patch: int = 128
     least_side: int = 120
+    least_detail: float = 0.6
 
     def __post_init__(self) -> None:
-        if not 32 <= self.patch <= self.side <= 2048 or self.least_side < 1:
+        if not 32 <= self.patch <= self.side <= 2048 or self.least_side < 1 or not self.least_detail >= 0:
             raise ValueError(f"the known channel's look is out of range: {self}")
 
     def patch_of(self, pixels: Pixels, box: Sequence[float], scale: float) -> Pixels:
@@ -41,6 +45,12 @@ class KnownLook:
         """The middle (patch, patch, 3) of a face crop (side, side, 3)."""
         start = (self.side - self.patch) // 2
         return face[start : start + self.patch, start : start + self.patch]
+
+
+def detail(patch: Pixels) -> float:
+    """Fine detail of a patch (P, P, 3): the mean distance of its grey levels, 0..255, from their 3 x 3 mean."""
+    grey = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return float(np.abs(grey - cv2.blur(grey, (3, 3))).mean())
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,13 @@ class KnownGenerator:
         return 0.5 * (1 + math.tanh(self.score / 2))  # the logistic function, which does not overflow so
 
 
+class Silence(Enum):
+    """Why the channel says nothing of a face: its crop is too small, or too blurred or enlarged."""
+
+    TOO_SMALL = "too small"
+    DAMAGED = "damaged"
+
+
 class KnownChannel:
     """The channel of a bundle at work. Threads may share it. `share`: of alpha that is its own, in (0, 1)."""
 
@@ -67,7 +84,7 @@ class KnownChannel:
         """Compile the graph at `xml`. Raises BundleError where the parts do not fit each other."""
         settings = part.manifest
         try:
-            self.look = KnownLook(settings["side"], settings["patch"], settings["least_side"])
+            self.look = KnownLook(**{field.name: settings[field.name] for field in fields(KnownLook)})
         except ValueError as error:
             raise BundleError(f"{error}: get an untouched copy of the bundle") from error
         self.xml, self.part, self.head, self.share = xml, part, part.head, float(settings["share"])
@@ -96,12 +113,17 @@ class KnownChannel:
             patch[...] = self.look.patch_of(pixels, face.box, scale)
         return patches
 
-    def judge(self, patches: npt.NDArray[np.uint8], sides: Sequence[float]) -> list[KnownGenerator | None]:
-        """What is said of each patch (N, P, P, 3); None where the crop has too small a side in its picture."""
+    def judge(self, patches: npt.NDArray[np.uint8], sides: Sequence[float]) -> list[KnownGenerator | Silence]:
+        """What is said of each patch (N, P, P, 3), whose crops have `sides` in the picture, px."""
         scores = self.head.score(self.encoder.encode(patches))
         if not np.isfinite(scores).all():
             raise ArithmeticError("the known channel gave a score that is not a finite number")
-        pairs = zip(scores.tolist(), self.head.p_values(scores).tolist(), sides, strict=True)
+        said = map(KnownGenerator, scores.tolist(), self.head.p_values(scores).tolist())
         return [
-            KnownGenerator(score, p) if side >= self.look.least_side else None for score, p, side in pairs
+            self._silence(patch, side) or one for patch, side, one in zip(patches, sides, said, strict=True)
         ]
+
+    def _silence(self, patch: Pixels, side: float) -> Silence | None:
+        if side < self.look.least_side:
+            return Silence.TOO_SMALL
+        return Silence.DAMAGED if detail(patch) < self.look.least_detail else None

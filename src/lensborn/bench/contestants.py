@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from lensborn.bench.views import View
 from lensborn.detector import Detector, combined_p
 from lensborn.faces import crop_square
+from lensborn.known import KnownGenerator
 
 GROUP = "lensborn.detectors"
 SHIPPED = "shipped"
@@ -123,7 +124,7 @@ class ChannelContestant:
         ]
         known = self.known.judge(patches, sides)
         if not self.fused:
-            return np.array([[one.score if one else math.nan] for one in known])
+            return np.array([[one.score if isinstance(one, KnownGenerator) else math.nan] for one in known])
         scores = self.detector.score(np.stack([view.crop(self.detector.encoder.size) for view in views]))
         p_values = self.detector.conformal.p_values(scores)
         both = zip(p_values.tolist(), known, strict=True)

@@ -129,6 +129,24 @@ def components_plot(rows: Sequence[Row], path: Path) -> None:
         _legend(axes)
 
 
+def reliability_plot(rows: Sequence[Row], path: Path) -> None:
+    """How often it was so, over the probability given, a line a kind.
+
+    Rows: kind, given, was.
+    """
+    with _figure(path, (5.5, 4)) as axes:
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+        for kind, colour, marker in _styles(_names(rows, "kind")):
+            mine = sorted((row for row in rows if row["kind"] == kind), key=lambda row: float(row["given"]))
+            given, was = ([row[key] for row in mine] for key in ("given", "was"))
+            axes.plot(given, was, f"{marker}-", color=colour, markersize=4, linewidth=1, label=kind)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("probability given")
+        axes.set_ylabel("share generated")
+        _legend(axes)
+
+
 def embedding_plot(points: ArrayLike, sets: Sequence[str], path: Path) -> None:
     """Points (N, 2), each of the set of that name."""
     points, names = np.asarray(points), np.array(sets)

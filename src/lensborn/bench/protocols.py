@@ -4,9 +4,10 @@
 of what it finds can be file format: see `bench.audit`.
 
 `equalised`: the crop of the largest face, brought to one size, one codec and one quality, the file padded to one
-length. At two sizes, since equalising too hard destroys what could honestly be seen: 256 px for every face, and
-512 px for faces whose crop is at least that large. At 256 px smaller crops are enlarged, which is a trace of its
-own: the share of enlarged crops stands in the tables, and the audit's second number sees it.
+length. At three sizes, since enlarging is a trace of its own, and equalising too hard destroys what could honestly
+be seen: 192 px for faces that are hardly enlarged by it (1.2 times at most), 256 px for every face, and 512 px for
+faces whose crop is at least that large. The share of enlarged crops stands in the tables, and the audit's second
+number sees it.
 
 `delivery`: what sites do to a picture afterwards, done to the equalised one; see `bench.delivery`.
 
@@ -40,9 +41,13 @@ Reason = Literal["no_face", "unreadable", "too_small", "seen"]
 REASONS: tuple[Reason, ...] = ("no_face", "unreadable", "too_small", "seen")
 
 PUBLISHED = "published"
-EQUALISED = "equalised-256"  # every face; the other size is for faces that have it
-SIDES = {EQUALISED: 256, "equalised-512": 512}  # px
-SMALLEST = {EQUALISED: defaults.MIN_CROP_PX, "equalised-512": 512}  # side of the crop in the picture, px
+EQUALISED = "equalised-256"  # every face; the other sizes are for faces that have them
+SIDES = {"equalised-192": 192, EQUALISED: 256, "equalised-512": 512}  # px
+SMALLEST = {
+    "equalised-192": 160,
+    EQUALISED: defaults.MIN_CROP_PX,
+    "equalised-512": 512,
+}  # side of the crop in the picture, px
 DELIVERY = tuple(f"delivery/{name}" for name in STEPS)
 
 #: The conditions of each protocol. Those of `delivery` include the equalised pictures that they start from.

@@ -38,6 +38,8 @@ _CONDITIONS = {
     "padded to one length: the container says nothing. Smaller crops were enlarged, which leaves a trace; "
     "their "
     "share is in photographs.csv and pairs.csv (`enlarged`).",
+    "equalised-192": "The same at 192 px, only for faces whose crop is at least 160 px, so that hardly any is "
+    "enlarged; the others count as too small.",
     "equalised-512": "The same at 512 px, only for faces whose crop is at least that large, so that "
     "nothing was "
     "enlarged; the others count as too small.",

@@ -38,6 +38,7 @@ class ConditionName(StrEnum):
     """Conditions of lensborn.bench.protocols that the experiments make sense in."""
 
     PUBLISHED = "published"
+    EQUALISED_192 = "equalised-192"
     EQUALISED_256 = "equalised-256"
     EQUALISED_512 = "equalised-512"
 

@@ -187,7 +187,9 @@ _LITE = (127 / 255,) * 3, (128 / 255,) * 3
 BACKBONES: Mapping[str, BackboneSpec] = {
     "resnet50": BackboneSpec(ResNet, defaults.IMAGENET_MEAN, defaults.IMAGENET_STD),
     "efficientnet_lite0": BackboneSpec(EfficientNetLite0, *_LITE),
-    # Sees single pixels, and no more than 100 of them at once: for traces rather than for faces.
+    # Without the last stages, which tell what a thing is: for traces rather than for faces.
+    "efficientnet_lite0_short": BackboneSpec(lambda: EfficientNetLite0(stages=5), *_LITE),
+    # And with every pixel seen by the first convolution, at three times the cost.
     "efficientnet_lite0_fine": BackboneSpec(lambda: EfficientNetLite0(stem_stride=1, stages=5), *_LITE),
     # For tests and dry runs: the same code as ResNet-50 in a hundredth of the time.
     "resnet_tiny": BackboneSpec(
