@@ -1,0 +1,148 @@
+"""`lensborn scan`: every picture of folders and object stores, resumable, into one table."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lensborn.cli.bench import progress_bar
+from lensborn.cli.detect import load_detector
+
+if TYPE_CHECKING:
+    from lensborn.scan.run import Progress
+
+PIPE_WIDTH = 160  # columns of the summary where it goes to a file or a pipe
+
+
+def scan(
+    folders: Annotated[
+        list[str],
+        typer.Argument(metavar="FOLDER", help="Folders and pictures, or addresses like s3://bucket/prefix."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="RESULTS", help="The folder to write, or to go on with.")],
+    model: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="The model; without it, the one shipped.")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of photographs that may be flagged, in (0, 1); without it, the model's own."
+        ),
+    ] = None,
+    fdr: Annotated[
+        float,
+        typer.Option(help="False-discovery rate of the summary, in (0, 1): false alarms among the flagged."),
+    ] = 0.1,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Only pictures whose name, or path below FOLDER, matches; repeatable."
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Not the pictures and folders that match; repeatable."),
+    ] = None,
+    min_bytes: Annotated[int, typer.Option(min=0, help="Not pictures of fewer bytes, as icons are.")] = 0,
+    sheet: Annotated[
+        bool,
+        typer.Option("--sheet", help="Also write sheet.html, with the faces of the 100 lowest p-values."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew: what RESULTS holds is dropped.")
+    ] = False,
+) -> None:
+    """Judge every picture below folders into a table; run again, it goes on where it stopped.
+
+    Unchanged files are not judged twice. RESULTS gets faces.parquet and summary.json. Exit status: 0 all files
+    were read, 1 some could not be, 2 wrong usage or a disk that refuses.
+
+    Example: lensborn scan profile-pictures/ --out results --sheet
+    """
+    try:
+        from lensborn.scan import run  # noqa: PLC0415  (heavy; so --help stays quick)
+        from lensborn.scan.sheet import sheet as page_of  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        typer.echo(f"scanning needs {error.name}: pip install 'lensborn[scan]'", err=True)
+        raise typer.Exit(2) from None
+    from lensborn.scan.errors import ScanError  # noqa: PLC0415
+    from lensborn.scan.listing import Filters, checked_roots  # noqa: PLC0415
+    from lensborn.scan.results import SHEET, Results, write_whole  # noqa: PLC0415
+
+    if not 0 < fdr < 1:
+        raise typer.BadParameter(f"{fdr:g} does not lie between 0 and 1; try 0.1", param_hint="--fdr")
+    detector = load_detector(model, alpha)
+    filters = Filters(tuple(include or ()), tuple(exclude or ()), min_bytes)
+    known = detector.known.share if detector.known else 0.0
+    try:
+        roots = checked_roots(folders)
+        settings = run.settings_of(roots, filters, detector.info)
+        with _stopped_politely(), Results.opened(out, settings, overwrite=overwrite) as results:
+            judging = run.on_this_machine(detector)
+            with _progress() as progress:
+                told = run.scan(
+                    results, roots, filters, judging, settings, share=known, rate=fdr, progress=progress
+                )
+            if sheet:
+                write_whole(results.folder / SHEET, page_of(results.table, told, known))
+    except ScanError as error:
+        typer.echo(f"lensborn scan: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("stopped: run the same command again to go on", err=True)
+        raise typer.Exit(130) from error
+    _print(told, out)
+    raise typer.Exit(1 if told["files"]["unreadable"] else 0)
+
+
+@contextmanager
+def _stopped_politely() -> Iterator[None]:
+    """A request to end (SIGTERM) is as Ctrl-C: what was judged is written first."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    """A bar for each stage, with rate and time left, on standard error where that is a terminal."""
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, through: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=through)
+
+        yield show
+
+
+def _print(told: dict[str, Any], out: Path) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    discovered = told["false_discovery_rate"]
+    for name, number in (
+        *((f"files, {status.replace('_', ' ')}", count) for status, count in told["files"].items()),
+        *((f"faces, {verdict.replace('_', ' ')}", count) for verdict, count in told["faces"].items()),
+        (f"faces flagged at a false-discovery rate of {discovered['rate']:g}", discovered["flagged"]),
+    ):
+        table.add_row(name, f"{number:,}")
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(table)
+    console.print(
+        Text(
+            f"\nmodel {told['model']}; written to {out}. A verdict is a measured oddity, no proof.",
+            style="dim",
+        )
+    )
