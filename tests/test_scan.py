@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -44,6 +45,7 @@ from lensborn.scan.listing import (  # noqa: E402
     sort_key,
     unescaped,
 )
+from lensborn.scan.places import Disk, Found  # noqa: E402
 from lensborn.scan.results import Results  # noqa: E402
 from lensborn.scan.summary import BINS, benjamini_hochberg, combined, histogram  # noqa: E402
 
@@ -459,6 +461,36 @@ def test_folders_that_overlap_or_are_missing(album: Path, tiny_bundle: Bundle, t
         assert refused.exit_code == 2
         assert words in refused.stderr
     assert checked_roots([f"{album}/", str(album)]) == [str(album)]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(), ["a.jpg", "b", "c.jpg"]),
+        (FileNotFoundError(), ["a.jpg", "c.jpg"]),
+        (OSError(errno.EIO, "Input/output error"), None),
+    ],
+)
+def test_a_folder_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: list[str] | None
+) -> None:
+    """What may not be listed is told; a disk that fails stops the scan, or its files would seem gone."""
+    for name in ("a.jpg", "b/x.jpg", "c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    in_folder = Disk.names
+
+    def failing(self: Disk, folder: str) -> list[Found]:
+        if folder.endswith("b"):
+            raise error
+        return in_folder(self, folder)
+
+    monkeypatch.setattr(Disk, "names", failing)
+    if expected is None:
+        with pytest.raises(ScanError, match="run the same command again"):
+            names(tmp_path)
+    else:
+        assert names(tmp_path) == expected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names that are no text")

@@ -90,7 +90,8 @@ def listed(roots: Sequence[str], filters: Filters) -> Iterator[Entry]:
     """Every picture below the roots (as `checked_roots` gives them), in order, each path once.
 
     Files are chosen by suffix, and links to folders are not followed, as `photo.find_photos` does. A folder that
-    cannot be listed, or is named like a photograph, is an entry too: judging it says what is wrong.
+    may not be listed, or is named like a photograph, is an entry too: judging it says what is wrong. Raises
+    ScanError where a folder could not be listed for another reason.
     """
     for root in roots:
         path = unescaped(root)
@@ -104,10 +105,7 @@ def listed(roots: Sequence[str], filters: Filters) -> Iterator[Entry]:
 
 def _below(place: Place, root: str, filters: Filters) -> Iterator[Entry]:
     """Depth first; a stack, for folders may lie deeper than Python's own."""
-    try:
-        folders = [(root, _in_order(place.names(root)))]
-    except OSError as error:
-        raise ScanError(f"{root} cannot be listed: get the permission, and check the connection") from error
+    folders = [(root, _in_order(_names(place, root)))]
     while folders:
         folder, names = folders[-1]
         found = next(names, None)
@@ -121,9 +119,26 @@ def _below(place: Place, root: str, filters: Filters) -> Iterator[Entry]:
                 yield Entry(escaped(path), found.size, found.stamp)
         elif filters.enters(below):
             try:
-                folders.append((path, _in_order(place.names(path))))
-            except OSError:
+                folders.append((path, _in_order(_names(place, path))))
+            except FileNotFoundError:
+                continue  # gone since the folder that holds it was listed
+            except (PermissionError, NotADirectoryError):
                 yield Entry(escaped(path), None, None)
+
+
+def _names(place: Place, folder: str) -> list[Found]:
+    """What lies in a folder; raises OSError where that will not change by itself.
+
+    Raises ScanError where it could not be told this time: the files in it would be taken for files that are gone.
+    """
+    try:
+        return place.names(folder)
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise ScanError(
+            f"{escaped(folder)} cannot be listed ({error}): run the same command again; what was judged is kept"
+        ) from error
 
 
 def _in_order(names: list[Found]) -> Iterator[Found]:

@@ -73,9 +73,11 @@ class Disk:
     def check(self, root: str) -> None:
         """See `Place.check`."""
         try:
+            if Path(root).is_dir():
+                self.names(root)
             Path(root).stat()
         except OSError as error:
-            raise ScanError(f"{root} cannot be found ({error.strerror}): check the path") from error
+            raise ScanError(f"{root} cannot be read ({error.strerror}): check the path") from error
 
     def is_folder(self, path: str) -> bool:
         """See `Place.is_folder`."""
@@ -144,8 +146,10 @@ class Store:
             raise NotADirectoryError(folder)  # s3fs would list the folder that holds it, for ever
         try:
             infos = self._store.ls(inner, detail=True)
+        except (FileNotFoundError, PermissionError):
+            raise
         except Exception as error:  # of the store's own kinds
-            raise OSError(str(error)) from error
+            raise OSError(f"the store failed with {type(error).__name__}") from error
         found = []
         for info in infos:
             path = info["name"].rstrip("/")
