@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,17 @@ from lensborn.cli.bench import progress_bar
 from lensborn.cli.detect import load_detector
 
 if TYPE_CHECKING:
-    from lensborn.scan.run import Progress
+    from lensborn.detector import Detector
+    from lensborn.scan.run import Engine, Progress
 
 PIPE_WIDTH = 160  # columns of the summary where it goes to a file or a pipe
+
+
+class EngineName(StrEnum):
+    """Where pictures are judged."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def scan(
@@ -55,6 +64,12 @@ def scan(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew: what RESULTS holds is dropped.")
     ] = False,
+    engine: Annotated[
+        EngineName, typer.Option(help="This machine, or a Ray cluster (needs the extra `ray`).")
+    ] = EngineName.LOCAL,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: how many; without it, one a machine.")
+    ] = None,
 ) -> None:
     """Judge every picture below folders into a table; run again, it goes on where it stopped.
 
@@ -71,6 +86,7 @@ def scan(
         raise typer.Exit(2) from None
     from lensborn.scan.errors import ScanError  # noqa: PLC0415
     from lensborn.scan.listing import Filters, checked_roots  # noqa: PLC0415
+    from lensborn.scan.places import is_remote  # noqa: PLC0415
     from lensborn.scan.results import SHEET, Results, write_whole  # noqa: PLC0415
 
     if not 0 < fdr < 1:
@@ -80,9 +96,13 @@ def scan(
     known = detector.known.share if detector.known else 0.0
     try:
         roots = checked_roots(folders)
+        if engine is EngineName.RAY and not all(
+            is_remote(root) or Path(root).is_absolute() for root in folders
+        ):
+            raise ScanError("with --engine ray, give paths from the root on: workers start in other folders")
         settings = run.settings_of(roots, filters, detector.info)
         with _stopped_politely(), Results.opened(out, settings, overwrite=overwrite) as results:
-            judging = run.on_this_machine(detector)
+            judging = _engine(engine, detector, model, workers)
             with _progress() as progress:
                 told = run.scan(
                     results, roots, filters, judging, settings, share=known, rate=fdr, progress=progress
@@ -97,6 +117,19 @@ def scan(
         raise typer.Exit(130) from error
     _print(told, out)
     raise typer.Exit(1 if told["files"]["unreadable"] else 0)
+
+
+def _engine(name: EngineName, detector: "Detector", model: Path | None, workers: int | None) -> "Engine":
+    if name is EngineName.LOCAL:
+        from lensborn.scan.run import on_this_machine  # noqa: PLC0415
+
+        return on_this_machine(detector)
+    try:
+        from lensborn.scan.cluster import on_ray  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        typer.echo(f"--engine ray needs {error.name}: pip install 'lensborn[ray]'", err=True)
+        raise typer.Exit(2) from None
+    return on_ray(model.resolve() if model else None, detector.info, workers)
 
 
 @contextmanager
