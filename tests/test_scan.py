@@ -434,6 +434,21 @@ def names(root: Path, **filters: Any) -> list[str]:
     return [entry.path.removeprefix(f"{root}/") for entry in listed([str(root)], Filters(**filters))]
 
 
+def test_several_roots_are_in_one_order(
+    album: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b/x.jpg", "b c/x.jpg", "a.jpg", "d/e/x.jpg", "here/!.jpg", "here/z.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to("d")
+    monkeypatch.chdir(tmp_path / "here")
+    roots = checked_roots(["../link", "../b c/", ".", "../b", "../a.jpg"])
+    found = [entry.path for entry in listed(roots, Filters())]
+    assert found == sorted(found, key=sort_key)
+    expected = {"../link/e/x.jpg", "../b c/x.jpg", "./!.jpg", "./z.jpg", "../b/x.jpg", "../a.jpg"}
+    assert set(found) == expected
+
+
 def test_filters(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png", "thumbs/a.jpg", "deep/thumbs/c.jpg", "deep/d.jpg"):
         path = tmp_path / name
@@ -683,6 +698,16 @@ def test_a_sheet_without_its_pictures(tiny_bundle: Bundle, examples: Path, tmp_p
 
 
 # --- the extra ----------------------------------------------------------------------------------------
+
+
+def test_without_ray_the_remedy_is_named(tiny_bundle: Bundle, album: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['ray'] = None; {MAIN}"
+    options = ["--out", tmp_path / "results", "--engine", "ray", "--model", tiny_bundle.path]
+    command = [sys.executable, "-c", code, "scan", album, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'lensborn[ray]'" in done.stderr
+    assert not (tmp_path / "results").exists()
 
 
 def test_without_pyarrow_the_remedy_is_named(tiny_bundle: Bundle, album: Path, tmp_path: Path) -> None:

@@ -101,8 +101,8 @@ def scan(
         ):
             raise ScanError("with --engine ray, give paths from the root on: workers start in other folders")
         settings = run.settings_of(roots, filters, detector.info)
+        judging = _engine(engine, detector, model, workers)
         with _stopped_politely(), Results.opened(out, settings, overwrite=overwrite) as results:
-            judging = _engine(engine, detector, model, workers)
             with _progress() as progress:
                 told = run.scan(
                     results, roots, filters, judging, settings, share=known, rate=fdr, progress=progress
@@ -144,12 +144,14 @@ def _stopped_politely() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator["Progress"]:
-    """A bar for each stage, with rate and time left, on standard error where that is a terminal."""
+    """A bar for the stage at work, with rate and time left, on standard error where that is a terminal."""
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, through: int, total: int | None) -> None:
             if stage not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=through)
 
