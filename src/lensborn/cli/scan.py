@@ -147,13 +147,19 @@ def _progress() -> Iterator["Progress"]:
     """A bar for the stage at work, with rate and time left, on standard error where that is a terminal."""
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
+        listed = 0
 
         def show(stage: str, through: int, total: int | None) -> None:
+            nonlocal listed
             if stage not in tasks:
                 for task in tasks.values():
                     bar.update(task, visible=False)
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=through)
+            if stage == "listing":
+                listed = through
+            elif stage == "judging" and through == 0 and total is not None and total < listed:
+                typer.echo(f"continuing: {listed - total:,} of {listed:,} files are done", err=True)
 
         yield show
 

@@ -1,7 +1,7 @@
 """The folder that a scan writes: whose it is, its parts, its table, and that each file in it is there whole or not.
 
 scan.json       what was asked: folders, filters, model; another scan is refused
-parts/          what was judged since the last table, a Parquet file every half minute or thousand files
+parts/          what was judged since the last table, in Parquet files
 faces.parquet   the table, once the scan is through; it takes the place of the parts
 summary.json    counts of the table
 sheet.html      the most suspicious faces, on request

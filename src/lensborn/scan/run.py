@@ -32,8 +32,7 @@ from lensborn.scan.table import (
 T = TypeVar("T")
 
 FORMAT = 1  # of the results' folder
-PART_FILES = 1000  # judged files of a part; fewer where
-PART_SECONDS = 30.0  # have passed: what a kill can lose
+PART_ROWS = 10_000  # of a part, which are held in memory; fewer where the time of `_patience` has passed
 
 Engine = Callable[
     [Iterator[Entry]], Iterator[tuple[int, list[Row]]]
@@ -67,8 +66,7 @@ def scan(
     share: float,
     rate: float,
     progress: Progress = lambda *_: None,
-    part_files: int = PART_FILES,
-    part_seconds: float = PART_SECONDS,
+    part_rows: int = PART_ROWS,
 ) -> dict[str, Any]:
     """Bring the table in `results` up to what lies below `roots` now; returns what summary.json holds.
 
@@ -86,12 +84,13 @@ def scan(
     )
     if not n_listed:
         raise ScanError("no pictures found there: check the folders and the filters")
+    progress("listing", n_listed, n_listed)
     progress("judging", 0, n_pending)
-    parts = _Parts(results, part_files, part_seconds)
+    parts = _Parts(results, part_rows)
     try:
         through = 0
         for files, rows in engine(_pending(results, tables)):
-            parts.add(files, rows)
+            parts.add(rows)
             through += files
             progress("judging", through, n_pending)
     finally:
@@ -125,23 +124,27 @@ def judge(detector: Detector, entry: Entry) -> list[Row]:
 class _Parts:
     """Collects the rows of whole files and writes them to parts of the results."""
 
-    def __init__(self, results: Results, files: int, seconds: float) -> None:
-        self._results, self._most, self._seconds = results, files, seconds
+    def __init__(self, results: Results, most: int) -> None:
+        self._results, self._most = results, most
         self._rows: list[Row] = []
-        self._files = 0
-        self._written = time.monotonic()
+        self._started = self._written = time.monotonic()
 
-    def add(self, files: int, rows: list[Row]) -> None:
+    def add(self, rows: list[Row]) -> None:
         self._rows += rows
-        self._files += files
-        if self._files >= self._most or time.monotonic() - self._written > self._seconds:
+        now = time.monotonic()
+        if len(self._rows) >= self._most or now - self._written > _patience(now - self._started):
             self.write()
 
     def write(self) -> None:
         if self._rows:
             with whole_file(self._results.next_part()) as file:
                 pq.write_table(table_of(self._rows), file, compression="zstd")
-        self._rows, self._files, self._written = [], 0, time.monotonic()
+        self._rows, self._written = [], time.monotonic()
+
+
+def _patience(seconds: float) -> float:
+    """Seconds between parts, and what a kill can lose, of a run of so many: few parts, and little lost."""
+    return min(max(seconds / 100, 2.0), 60.0)
 
 
 def _pending(results: Results, tables: Sequence[Path]) -> Iterator[Entry]:
