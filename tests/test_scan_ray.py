@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import ray
 from lensborn.bundle import Bundle
 from lensborn.detector import Detector
 from lensborn.scan import cluster
-from lensborn.scan.listing import Entry, Filters, checked_roots
+from lensborn.scan.errors import ScanError
+from lensborn.scan.listing import Entry, Filters, checked_roots, listed
 from lensborn.scan.results import Results
 from lensborn.scan.run import scan as scan_with
 from lensborn.scan.run import settings_of
@@ -51,11 +53,10 @@ def test_a_lost_worker_changes_no_byte(
     tiny_bundle: Bundle, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     album, here, there = tmp_path / "album", tmp_path / "here", tmp_path / "there"
-    save_pictures(album, examples, 60)
+    save_pictures(album, examples, 40)
     (album / "empty.jpg").write_bytes(b"")
     assert scan(album, "--out", here, "--model", tiny_bundle.path).exit_code == 1
     monkeypatch.setattr(cluster, "CHUNK", 2)
-    monkeypatch.setattr(cluster, "WINDOW", 50)
     detector = Detector.load(tiny_bundle.path)
     roots, killed = checked_roots([str(album)]), []
 
@@ -75,11 +76,21 @@ def test_a_lost_worker_changes_no_byte(
     assert content(there) == content(here)
 
 
-def test_the_verb_runs_on_a_cluster(tiny_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
+def test_the_verb_runs_on_a_cluster(
+    tiny_bundle: Bundle, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "WINDOW", 3)
     here, there, options = tmp_path / "here", tmp_path / "there", ["--model", tiny_bundle.path]
     assert scan(examples, "--out", here, *options).exit_code == 0
     assert scan(examples, "--out", there, *options, "--engine", "ray").exit_code == 0
     assert content(there) == content(here)
+
+
+def test_a_worker_with_another_model_is_told(tiny_bundle: Bundle, examples: Path) -> None:
+    entries = listed(checked_roots([str(examples)]), Filters())
+    other = replace(Detector.load(tiny_bundle.path).info, sha256="0" * 64)
+    with pytest.raises(ScanError, match="a worker has another model tiny"):
+        list(cluster.on_ray(tiny_bundle.path, other)(entries))
 
 
 def test_relative_paths_are_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from lensborn.detector import Detector, ModelInfo
 from lensborn.scan.errors import ScanError
@@ -29,7 +30,7 @@ def on_ray(model: Path | None, info: ModelInfo, workers: int | None = None) -> E
     """Judges on a Ray cluster: the one that RAY_ADDRESS names, or one that is started here.
 
     `model`: its folder, None for the one shipped; every worker checks that it is the one of `info`. `workers`: None
-    for one a machine. Raises ScanError where no cluster can be reached.
+    for one a machine. Raises ScanError where no cluster can be reached, and later where it fails.
     """
     try:
         if not ray.is_initialized():
@@ -85,5 +86,11 @@ def _judged(
         compute=ray.data.ActorPoolStrategy(size=wanted),
         num_cpus=max(min(sum(machines) // wanted, *machines), 1),
     )
-    for row in found.iter_rows():
-        yield row["files"], pa.ipc.open_stream(row["rows"]).read_all().to_pylist()
+    try:
+        for row in found.iter_rows():
+            yield row["files"], pa.ipc.open_stream(row["rows"]).read_all().to_pylist()
+    except RayError as error:  # its text is a traceback, which ends in the reason
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ScanError(
+            f"the Ray cluster failed: {reason}; run the same command again, what was written is kept"
+        ) from error
