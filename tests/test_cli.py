@@ -27,7 +27,7 @@ from lensborn.datasets.corpus import COLUMNS, split_of, write_table
 
 ROOT = Path(__file__).parent.parent
 MAIN = "from lensborn.cli import main; main()"
-VERBS = ("detect", "prepare", "pretrain", "fit", "evaluate", "info", "manipulations")
+VERBS = ("detect", "scan", "prepare", "pretrain", "fit", "evaluate", "info", "manipulations")
 CAMERA = {
     "make": str,
     "model": str,
@@ -229,7 +229,7 @@ try:
     app(["detect", "--json", *sys.argv[1:]])
 except SystemExit as end:
     assert end.code == 0, end.code
-heavy = {"torch", "sklearn", "scipy", "pandas", "matplotlib"} & set(sys.modules)
+heavy = {"torch", "sklearn", "scipy", "pandas", "matplotlib", "pyarrow"} & set(sys.modules)
 print(sorted(heavy), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 """
     done = in_a_process("-c", code, "--model", tiny_bundle.path, examples)

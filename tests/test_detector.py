@@ -111,6 +111,15 @@ def test_company_changes_no_bit(detector: Detector, examples: Path) -> None:
     assert list(detector.detect_many(files)) == [detector.detect(file) for file in files]
 
 
+def test_bytes_are_judged_as_their_file(detector: Detector, examples: Path, tmp_path: Path) -> None:
+    whole = (examples / "generated-man.jpg").read_bytes()
+    for content in (whole, whole[: len(whole) // 2], b"", b"no picture"):
+        (tmp_path / "a.jpg").write_bytes(content)
+        assert detector.detect_bytes(content, str(tmp_path / "a.jpg")) == detector.detect(tmp_path / "a.jpg")
+    portrait = examples / "portrait-fujifilm-x-t10.jpg"
+    assert detector.detect_bytes(portrait.read_bytes(), str(portrait)) == detector.detect(portrait)
+
+
 def test_large_pictures_are_decoded_one_at_a_time(
     detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

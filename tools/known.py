@@ -31,10 +31,10 @@ from lensborn.bench.delivery import equalise
 from lensborn.bench.metrics import Interval, measures, rate
 from lensborn.bench.plots import reliability_plot
 from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
-from lensborn.calibration import Conformal
+from lensborn.calibration import Conformal, combined_p
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
-from lensborn.detector import Detector, combined_p, read_faces
+from lensborn.detector import Detector, read_faces
 from lensborn.faces import FaceFinder, crop_face, crop_square
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
@@ -70,7 +70,7 @@ class Look:
     @property
     def combined(self) -> float:
         """The smallest alpha at which the face is flagged."""
-        return combined_p(self.p_value, self.known, SHARE)
+        return combined_p(self.p_value, self.known.p_value if self.known else None, SHARE)
 
 
 SCORES: dict[str, Callable[[Look], float]] = {

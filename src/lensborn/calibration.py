@@ -12,7 +12,6 @@ with l = floor(alpha (n + 1)).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
@@ -70,14 +69,15 @@ class Conformal:
         return float(self.scores[n - allowed]) if allowed else math.inf
 
 
-def weighted_bonferroni(p_values: Sequence[float], weights: Sequence[float]) -> float:
-    """One p-value in (0, 1] from several of one face, each with its share of alpha; the weights sum to 1.
+def combined_p(p_value: float, known_p: float | None, share: float) -> float:
+    """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels, to rank faces by.
 
-    min p_i / w_i, at most 1: flagging where it is <= alpha flags no more than alpha of photographs, however the
-    p-values depend on each other. Source: Genovese, Roeder and Wasserman, "False discovery control with p-value
+    The known channel has `share` of alpha and the first channel the rest; None where the known one says nothing.
+    min p_i / w_i, at most 1: flagging where that is <= alpha flags no more than alpha of photographs, however the
+    channels depend on each other. Source: Genovese, Roeder and Wasserman, "False discovery control with p-value
     weighting" (Biometrika 93, 2006).
     """
-    return min(1.0, *(p / weight for p, weight in zip(p_values, weights, strict=True)))
+    return p_value if known_p is None else min(1.0, p_value / (1 - share), known_p / share)
 
 
 def minimum_scores(alpha: float) -> int:

@@ -25,14 +25,14 @@ import numpy.typing as npt
 import lensborn
 from lensborn import defaults
 from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, write_bundle
-from lensborn.calibration import Conformal, clopper_pearson, minimum_scores, weighted_bonferroni
+from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
 from lensborn.datasets.corpus import split_of
 from lensborn.density import Mixture, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores
 from lensborn.known import KnownChannel, KnownGenerator, Silence
-from lensborn.photo import Photo, UnreadableError, photo_pixels, read_photo
+from lensborn.photo import Photo, UnreadableError, decode_photo, photo_pixels, read_photo
 
 READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
 LARGE_PX = (
@@ -321,6 +321,14 @@ class Detector:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable"."""
         return self._judge(_read_one(path, self._finder, self.preprocessing, self.known))
 
+    def detect_bytes(self, data: bytes, name: str) -> Detection:
+        """Judge the bytes of a file, as `detect` judges the file; `name` stands in the place of its path."""
+        return self._judge(_read_one(name, self._finder, self.preprocessing, self.known, data))
+
+    def unreadable(self, name: str, error: str) -> Detection:
+        """The result for a file that could not be fetched. `error`: the reason and the remedy."""
+        return Detection(name, "unreadable", error, None, None, dict.fromkeys(CAMERA_KEYS), (), self.info)
+
     def detect_many(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
         """Judge files in order, as many at a time as there are cores; a bad file never stops the others.
 
@@ -383,7 +391,7 @@ def judge(
     """Verdict and reasons for a face whose crop has `side` pixels in the picture.
 
     What the known channel says has `share` of alpha and the first channel the rest, so that both together flag no
-    more than alpha of photographs (see `combined_p`); where it says nothing, the first has all of it.
+    more than alpha of photographs (see `calibration.combined_p`); where it says nothing, the first has all of it.
     """
     if side < defaults.MIN_CROP_PX:
         small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
@@ -409,16 +417,6 @@ def judge(
         f"{_percent(p)} of calibration photographs look at least {how}" for p, _, how in channels
     )
     return "photographic", (f"within the range of photographs: {within}",)
-
-
-def combined_p(p_value: float, known: KnownGenerator | Silence | None, share: float) -> float:
-    """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels, to rank faces by.
-
-    `share`: of the known channel, as in `judge`.
-    """
-    if not isinstance(known, KnownGenerator):
-        return p_value
-    return weighted_bonferroni((p_value, known.p_value), (1 - share, share))
 
 
 def half_of(group: str) -> str:
@@ -482,13 +480,19 @@ def _check_numbers(n_fit: int, n_calibrate: int, components: int, alpha: float) 
 
 
 def _read_one(
-    path: str | Path, finder: FaceFinder, preprocessing: Preprocessing, known: KnownChannel | None = None
+    path: str | Path,
+    finder: FaceFinder,
+    preprocessing: Preprocessing,
+    known: KnownChannel | None = None,
+    data: bytes | None = None,
 ) -> PhotoFaces:
+    """Decode one file, or the bytes of one where there is `data`, and cut its faces."""
     name, size = os.fspath(path), preprocessing.size
-    large = _LARGE if photo_pixels(path) > LARGE_PX else nullcontext()
+    large = _LARGE if photo_pixels(path if data is None else data) > LARGE_PX else nullcontext()
     try:
         with large:
-            return _cut_faces(name, read_photo(path), finder, preprocessing, known)
+            photo = read_photo(path) if data is None else decode_photo(data)
+            return _cut_faces(name, photo, finder, preprocessing, known)
     except Exception as error:
         nothing = np.zeros((0, size, size, 3), dtype=np.uint8)
         return PhotoFaces(

@@ -118,13 +118,15 @@ def read_photo(path: str | Path, *, max_pixels: int = defaults.MAX_PIXELS) -> Ph
 
 def decode_photo(data: bytes, *, max_pixels: int = defaults.MAX_PIXELS) -> Photo:
     """Read a photograph from the bytes of its file, as `read_photo` does; raises UnreadableError likewise."""
+    if reason := unfit_size(len(data)):
+        raise UnreadableError(reason)
     return _decode(io.BytesIO(data), max_pixels)
 
 
-def photo_pixels(path: str | Path) -> int:
-    """Number of pixels that the head of a file claims; 0 where it cannot be read, or decoding would refuse it."""
+def photo_pixels(source: str | Path | bytes) -> int:
+    """Number of pixels that the head of a file, or of its bytes, claims; 0 where decoding would refuse it."""
     try:
-        with open_regular(path) as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
             image = _open(file, *_decoder(file), defaults.MAX_PIXELS)
             return image.width * image.height
     except Exception:  # a hostile head may raise anything; reading the file says what is wrong
@@ -204,16 +206,21 @@ def open_regular(path: str | Path, max_bytes: int | None = defaults.MAX_FILE_BYT
     return os.fdopen(descriptor, "rb")
 
 
+def unfit_size(n_bytes: int, max_bytes: int | None = defaults.MAX_FILE_BYTES) -> str | None:
+    """Why a file of so many bytes is not read, with the remedy; None where it is."""
+    if n_bytes == 0:
+        return "the file is empty: fetch it again"
+    if max_bytes is not None and n_bytes > max_bytes:
+        return f"the file has more than {max_bytes:,} bytes: save a smaller one"
+    return None
+
+
 def _unfit(status: os.stat_result, max_bytes: int | None) -> str | None:
     if stat.S_ISDIR(status.st_mode):
         return _FOLDER
     if not stat.S_ISREG(status.st_mode):
         return "a pipe or device, not a file: save the picture to a file first"
-    if status.st_size == 0:
-        return "the file is empty: fetch it again"
-    if max_bytes is not None and status.st_size > max_bytes:
-        return f"the file has more than {max_bytes:,} bytes: save a smaller one"
-    return None
+    return unfit_size(status.st_size, max_bytes)
 
 
 def _refusal(error: Exception) -> str:

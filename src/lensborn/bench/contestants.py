@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lensborn.bench.views import View
-from lensborn.detector import Detector, combined_p
+from lensborn.calibration import combined_p
+from lensborn.detector import Detector
 from lensborn.faces import crop_square
 from lensborn.known import KnownGenerator
 
@@ -122,13 +123,17 @@ class ChannelContestant:
         sides = [
             crop_square(view.box, view.pixels.shape[1], view.pixels.shape[0], scale)[2] for view in views
         ]
-        known = self.known.judge(patches, sides)
+        said = self.known.judge(patches, sides)
+        known = [one if isinstance(one, KnownGenerator) else None for one in said]
         if not self.fused:
-            return np.array([[one.score if isinstance(one, KnownGenerator) else math.nan] for one in known])
+            return np.array([[one.score if one else math.nan] for one in known])
         scores = self.detector.score(np.stack([view.crop(self.detector.encoder.size) for view in views]))
-        p_values = self.detector.conformal.p_values(scores)
-        both = zip(p_values.tolist(), known, strict=True)
-        return np.array([[-math.log(combined_p(p, one, self.known.share))] for p, one in both])
+        p_values = self.detector.conformal.p_values(scores).tolist()
+        combined = [
+            combined_p(p, one.p_value if one else None, self.known.share)
+            for p, one in zip(p_values, known, strict=True)
+        ]
+        return np.asarray(-np.log(combined))[:, None]
 
     def scores(self, observed: Floating) -> NDArray[np.float64]:
         """See Contestant."""

@@ -15,6 +15,7 @@ from lensborn.cli.manipulations import manipulations
 from lensborn.cli.paper import paper
 from lensborn.cli.prepare import prepare
 from lensborn.cli.pretrain import pretrain
+from lensborn.cli.scan import scan
 from lensborn.cli.teach import teach
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback as Python prints it, without the values of variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (detect, prepare, pretrain, fit, teach, evaluate, bench, paper, info, manipulations):
+for verb in (detect, scan, prepare, pretrain, fit, teach, evaluate, bench, paper, info, manipulations):
     app.command()(verb)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lensborn.detector import Detection
+    from lensborn.detector import Detection, Detector
 
 PIPE_WIDTH = 160  # columns of the table where it goes to a file or a pipe
 
@@ -34,15 +34,26 @@ def detect(
 
     lensborn detect --json --alpha 0.01 portrait.jpg album/ > verdicts.jsonl
     """
-    from lensborn.bundle import BundleError  # noqa: PLC0415  (heavy; so --help stays quick)
-    from lensborn.detector import Detector  # noqa: PLC0415
-    from lensborn.photo import find_photos  # noqa: PLC0415
+    from lensborn.photo import find_photos  # noqa: PLC0415  (heavy; so --help stays quick)
 
-    if alpha is not None and not 0 < alpha < 1:
-        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
     files = list(find_photos(paths))
     if not files:
         raise typer.BadParameter("no pictures found there", param_hint="PATH...")
+    detector = load_detector(model, alpha)
+    detections = _with_progress(
+        detector.detect_many(files), len(files), quiet=as_json and sys.stdout.isatty()
+    )
+    unreadable = _print_lines(detections) if as_json else _print_table(detections)
+    raise typer.Exit(1 if unreadable else 0)
+
+
+def load_detector(model: Path | None, alpha: float | None) -> "Detector":
+    """The detector of the options --model and --alpha, with a warning where it can flag nothing."""
+    from lensborn.bundle import BundleError  # noqa: PLC0415
+    from lensborn.detector import Detector  # noqa: PLC0415
+
+    if alpha is not None and not 0 < alpha < 1:
+        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
     try:
         detector = Detector.load(model, alpha)
     except BundleError as error:
@@ -53,11 +64,7 @@ def detect(
             f"this model's calibration allows is {detector.smallest_p:.2g}",
             err=True,
         )
-    detections = _with_progress(
-        detector.detect_many(files), len(files), quiet=as_json and sys.stdout.isatty()
-    )
-    unreadable = _print_lines(detections) if as_json else _print_table(detections)
-    raise typer.Exit(1 if unreadable else 0)
+    return detector
 
 
 def _print_lines(detections: Iterable["Detection"]) -> int:

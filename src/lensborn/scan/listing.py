@@ -1,0 +1,154 @@
+"""The pictures below the roots of a scan, a folder at a time, in one order that does not depend on the disk.
+
+The order is that of the paths, compared part by part. Listing, results and table all keep it, so that they can be
+joined by reading each once, from start to end: only the names of one folder (and of those above it) are ever held.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from lensborn.scan.errors import ScanError
+from lensborn.scan.places import Found, Place, is_remote, place_of
+
+Key = tuple[str, ...]
+
+_SURROGATE = re.compile(r"\\u(d[89a-f][0-9a-f]{2})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file as it was listed. `path`: as results spell it (see `escaped`). `size`: bytes.
+
+    `stamp`: what changes with the content: on a disk the time of the last change in ns, in an object store the
+    ETag. Both are None where the place does not say.
+    """
+
+    path: str
+    size: int | None
+    stamp: str | None
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which pictures of a folder are taken.
+
+    Patterns are those of `fnmatch`, `*` standing for any characters, `/` included; they are compared with a name
+    and with the path below the root. A folder that `exclude` names is not entered. Files given one by one pass.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_bytes: int = 0
+
+    def enters(self, below: str) -> bool:
+        """Whether a folder at this path below the root is listed."""
+        return not _any_matches(below, self.exclude)
+
+    def takes(self, below: str, size: int | None) -> bool:
+        """Whether a file at this path below the root is judged; one of unknown `size` counts as large."""
+        if not self.enters(below) or (size is not None and size < self.min_bytes):
+            return False
+        return not self.include or _any_matches(below, self.include)
+
+
+def escaped(path: str) -> str:
+    """A path as valid text: `\\` twice, and bytes that are no text as `\\udcXX`; `unescaped` undoes it exactly."""
+    return path.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def unescaped(path: str) -> str:
+    """The path that the place knows, from its spelling in results."""
+    parts = path.split("\\\\")  # from the left, so that a single backslash is left only before a surrogate
+    return "\\".join(_SURROGATE.sub(lambda found: chr(int(found[1], 16)), part) for part in parts)
+
+
+def sort_key(path: str) -> Key:
+    """What paths, as results spell them, are ordered by: a folder's files stand together."""
+    return tuple(path.split("/"))
+
+
+def checked_roots(roots: Sequence[str]) -> list[str]:
+    """The roots in order, as results spell them.
+
+    Raises ScanError for one that is missing or cannot be listed, and for one that lies in another: a picture must
+    have one path.
+    """
+    spelt = sorted({_spelt(root) for root in roots}, key=lambda root: sort_key(escaped(root)))
+    whole = {root: root if is_remote(root) else Path(root).resolve().as_posix() for root in spelt}
+    for root in spelt:
+        for other in spelt:
+            if root != other and PurePosixPath(whole[root]).is_relative_to(whole[other]):
+                raise ScanError(f"{root} lies in {other}: give one of the two")
+        place_of(root).check(root)
+    return [escaped(root) for root in spelt]
+
+
+def listed(roots: Sequence[str], filters: Filters) -> Iterator[Entry]:
+    """Every picture below the roots (as `checked_roots` gives them), in order, each path once.
+
+    Files are chosen by suffix, and links to folders are not followed, as `photo.find_photos` does. A folder that
+    may not be listed, or is named like a photograph, is an entry too: judging it says what is wrong. Raises
+    ScanError where a folder could not be listed for another reason.
+    """
+    for root in roots:
+        path = unescaped(root)
+        place = place_of(path)
+        if place.is_folder(path):
+            yield from _below(place, path, filters)
+        else:
+            found = place.file(path)
+            yield Entry(root, found.size, found.stamp)
+
+
+def _below(place: Place, root: str, filters: Filters) -> Iterator[Entry]:
+    """Depth first; a stack, for folders may lie deeper than Python's own."""
+    folders = [(root, _in_order(_names(place, root)))]
+    while folders:
+        folder, names = folders[-1]
+        found = next(names, None)
+        if found is None:
+            folders.pop()
+            continue
+        path = f"{folder.rstrip('/')}/{found.name}"
+        below = path[len(root) :].lstrip("/")
+        if not found.is_folder:
+            if filters.takes(below, found.size):
+                yield Entry(escaped(path), found.size, found.stamp)
+        elif filters.enters(below):
+            try:
+                folders.append((path, _in_order(_names(place, path))))
+            except FileNotFoundError:
+                continue  # gone since the folder that holds it was listed
+            except (PermissionError, NotADirectoryError):
+                yield Entry(escaped(path), None, None)
+
+
+def _names(place: Place, folder: str) -> list[Found]:
+    """What lies in a folder; raises OSError where that will not change by itself.
+
+    Raises ScanError where it could not be told this time: the files in it would be taken for files that are gone.
+    """
+    try:
+        return place.names(folder)
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise ScanError(
+            f"{escaped(folder)} cannot be listed ({error}): run the same command again; what was judged is kept"
+        ) from error
+
+
+def _in_order(names: list[Found]) -> Iterator[Found]:
+    return iter(sorted(names, key=lambda found: (escaped(found.name), found.is_folder)))
+
+
+def _spelt(root: str) -> str:
+    return root.rstrip("/") if is_remote(root) else Path(root).as_posix()
+
+
+def _any_matches(below: str, patterns: Sequence[str]) -> bool:
+    name = below.rpartition("/")[2]
+    return any(fnmatchcase(below, pattern) or fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,210 @@
+"""Where pictures lie: a disk, or an object store reached through fsspec. A picture is judged alike in both."""
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+from lensborn import defaults
+from lensborn.detector import Detection, Detector
+from lensborn.photo import PHOTO_SUFFIXES, UnreadableError, open_regular, unfit_size
+from lensborn.scan.errors import ScanError
+
+_STAMPS = (
+    "ETag",
+    "etag",
+    "mtime",
+    "LastModified",
+    "updated",
+    "created",
+)  # as the stores call it, the best first
+
+
+class Found(NamedTuple):
+    """A picture or a folder in a folder. `size`: bytes; `stamp`: changes with the content; None where unknown."""
+
+    name: str
+    is_folder: bool
+    size: int | None = None
+    stamp: str | None = None
+
+
+class Place(Protocol):
+    """What a scan asks of a place. Paths are as the place spells them."""
+
+    def check(self, root: str) -> None:
+        """Raise ScanError, with the remedy, where there is nothing at `root`."""
+
+    def is_folder(self, path: str) -> bool:
+        """Whether pictures may lie below `path`."""
+
+    def file(self, path: str) -> Found:
+        """The file at `path`, whatever its suffix."""
+
+    def names(self, folder: str) -> list[Found]:
+        """Pictures, by suffix, and folders right below `folder`; raises OSError where it cannot be listed."""
+
+    def read(self, path: str, size: int | None) -> bytes:
+        """The bytes of a file, of at most `defaults.MAX_FILE_BYTES`; raises UnreadableError. `size`: as listed."""
+
+    def judge(self, detector: Detector, path: str, size: int | None) -> Detection:
+        """The faces of one file; a file that cannot be read gives the status "unreadable"."""
+
+
+def place_of(path: str) -> Place:
+    """The place that a path belongs to. Raises ScanError, naming the package, where a store needs another one."""
+    return _store(path.partition("://")[0]) if is_remote(path) else Disk()
+
+
+@cache
+def _store(protocol: str) -> "Store":
+    return Store(protocol)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address in an object store, `s3://bucket/prefix` or the like."""
+    return "://" in path
+
+
+class Disk:
+    """Files of this machine; links to folders are not followed."""
+
+    def check(self, root: str) -> None:
+        """See `Place.check`."""
+        try:
+            if Path(root).is_dir():
+                self.names(root)
+            Path(root).stat()
+        except OSError as error:
+            raise ScanError(f"{root} cannot be read ({error.strerror}): check the path") from error
+
+    def is_folder(self, path: str) -> bool:
+        """See `Place.is_folder`."""
+        return Path(path).is_dir()
+
+    def file(self, path: str) -> Found:
+        """See `Place.file`."""
+        return Found(Path(path).name, False, *_of_disk(path))
+
+    def names(self, folder: str) -> list[Found]:
+        """See `Place.names`. A folder named like a photograph is given as one: reading it says what is wrong."""
+        with os.scandir(folder) as entries:
+            return [
+                Found(entry.name, False, *_of_disk(entry))
+                if _is_picture(entry.name)
+                else Found(entry.name, True)
+                for entry in entries
+                if _is_picture(entry.name) or entry.is_dir(follow_symlinks=False)
+            ]
+
+    def read(self, path: str, size: int | None) -> bytes:
+        """See `Place.read`."""
+        with open_regular(path) as file:
+            return file.read(defaults.MAX_FILE_BYTES)
+
+    def judge(self, detector: Detector, path: str, size: int | None) -> Detection:
+        """See `Place.judge`."""
+        return detector.detect(path)
+
+
+class Store:
+    """An object store, by the name of its protocol. Threads may share it; listings are not kept."""
+
+    def __init__(self, protocol: str) -> None:
+        """Reach the store, with the settings that fsspec finds. Raises ScanError where a package is missing."""
+        try:
+            import fsspec  # noqa: PLC0415  (for stores only)
+
+            self._store = fsspec.filesystem(protocol, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ScanError(f"{protocol}:// cannot be read: {error}") from error
+
+    def check(self, root: str) -> None:
+        """See `Place.check`."""
+        try:
+            there = self._store.exists(self._inner(root))
+        except Exception as error:  # of the store's own kinds
+            raise ScanError(
+                f"{root} cannot be reached ({type(error).__name__}): check address, credentials and connection"
+            ) from error
+        if not there:
+            raise ScanError(f"there is no {root}: check the address and the credentials")
+
+    def is_folder(self, path: str) -> bool:
+        """See `Place.is_folder`."""
+        return bool(self._store.isdir(self._inner(path)))
+
+    def file(self, path: str) -> Found:
+        """See `Place.file`."""
+        return _of_store(path.rpartition("/")[2], self._store.info(self._inner(path)))
+
+    def names(self, folder: str) -> list[Found]:
+        """See `Place.names`. Keys with an empty part (`a//b`) lie in a folder without a name."""
+        inner = self._inner(folder)
+        if folder.endswith("/"):
+            raise NotADirectoryError(folder)  # s3fs would list the folder that holds it, for ever
+        try:
+            infos = self._store.ls(inner, detail=True)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # of the store's own kinds
+            raise OSError(f"the store failed with {type(error).__name__}") from error
+        found = []
+        for info in infos:
+            path = info["name"].rstrip("/")
+            name, is_folder = (
+                "" if path == inner.rstrip("/") else path.rpartition("/")[2],
+                info["type"] == "directory",
+            )
+            if is_folder:
+                found.append(Found(name, True))
+            elif _is_picture(name):
+                found.append(_of_store(name, info))
+        return found
+
+    def read(self, path: str, size: int | None) -> bytes:
+        """See `Place.read`. No more than the bytes allowed are fetched, whatever the store said of the size."""
+        if size is not None and (reason := unfit_size(size)):
+            raise UnreadableError(reason)
+        try:
+            data: bytes = self._store.cat_file(self._inner(path), start=0, end=defaults.MAX_FILE_BYTES + 1)
+        except FileNotFoundError as error:
+            raise UnreadableError("the store has no such file, or does not list it: scan again") from error
+        except PermissionError as error:
+            raise UnreadableError("no permission to read the file: grant it to these credentials") from error
+        except Exception as error:  # of the store's own kinds
+            raise UnreadableError(
+                f"the store did not give the file ({type(error).__name__}): scan again"
+            ) from error
+        return data
+
+    def judge(self, detector: Detector, path: str, size: int | None) -> Detection:
+        """See `Place.judge`."""
+        if path.endswith("/"):
+            return detector.unreadable(path, "keys with an empty part (//) cannot be listed: rename them")
+        try:
+            return detector.detect_bytes(self.read(path, size), path)
+        except UnreadableError as error:
+            return detector.unreadable(path, str(error))
+
+    def _inner(self, path: str) -> str:
+        return str(self._store._strip_protocol(path))  # as every store spells paths without their address
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES
+
+
+def _of_disk(file: str | os.DirEntry[str]) -> tuple[int | None, str | None]:
+    """Size, and time of the last change in ns; both None for what is no file that can be looked up."""
+    try:
+        status = file.stat() if isinstance(file, os.DirEntry) else Path(file).stat()
+    except OSError:
+        return None, None
+    return status.st_size, str(status.st_mtime_ns)
+
+
+def _of_store(name: str, info: Mapping[str, Any]) -> Found:
+    stamp = next((str(info[key]).strip('"') for key in _STAMPS if info.get(key)), None)
+    return Found(name, False, info.get("size"), stamp)

@@ -1,0 +1,150 @@
+"""The folder that a scan writes: whose it is, its parts, its table, and that each file in it is there whole or not.
+
+scan.json       what was asked: folders, filters, model; another scan is refused
+parts/          what was judged since the last table, in Parquet files
+faces.parquet   the table, once the scan is through; it takes the place of the parts
+summary.json    counts of the table
+sheet.html      the most suspicious faces, on request
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from lensborn.scan.errors import ScanError, cannot_write
+
+TABLE = "faces.parquet"
+SUMMARY = "summary.json"
+SHEET = "sheet.html"
+_SETTINGS = "scan.json"
+_LISTING = ".listing.parquet"
+_LOCK = ".lock"
+_OTHER = "choose another --out, or start anew with --overwrite"
+
+
+class Results:
+    """The folder of one scan, held by this process while the `with` of `opened` lasts."""
+
+    def __init__(self, folder: Path) -> None:
+        """See `opened`."""
+        self.folder = folder
+        self.table = folder / TABLE
+        self.listing = folder / _LISTING
+        self._parts = folder / "parts"
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Iterator["Results"]:
+        """Hold `folder`, made where it is missing, for the scan that `settings` (JSON) describe.
+
+        Raises ScanError where it cannot be written, another process holds it, it has other files, or the results
+        of a scan with other settings and `overwrite` is not set.
+        """
+        lock = FileLock(folder / _LOCK, timeout=0)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+            if names and _SETTINGS not in names:
+                raise ScanError(f"{folder} has other files: choose another folder")
+            lock.acquire()
+        except Timeout as error:
+            raise ScanError(
+                f"another scan writes to {folder}: wait for it, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        try:
+            results = cls(folder)
+            results._start(settings, overwrite=overwrite)
+            yield results
+        finally:
+            lock.release()
+
+    def tables(self) -> list[Path]:
+        """What was judged, from old to new: the table of an earlier scan, then the parts since."""
+        return [path for path in (self.table, *sorted(self._parts.glob("*.parquet"))) if path.exists()]
+
+    def next_part(self) -> Path:
+        """The path of a part newer than all others."""
+        last = max((int(path.stem) for path in self._parts.glob("*.parquet")), default=0)
+        return self._parts / f"{last + 1:08}.parquet"
+
+    def drop_parts(self) -> None:
+        """Remove the parts, whose rows the table has, and the listing."""
+        for path in [*self._parts.glob("*.parquet"), self.listing]:
+            path.unlink(missing_ok=True)
+
+    def _start(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        path = self.folder / _SETTINGS
+        found = _read_settings(path) if path.exists() else None
+        if found is not None and found != settings and not overwrite:
+            names = [name for name in settings if found.get(name) != settings[name]]
+            raise ScanError(
+                f"{self.folder} has the results of another scan (its {', '.join(names)} differ): {_OTHER}"
+            )
+        try:
+            if overwrite:
+                self.drop_parts()
+                for name in (TABLE, SUMMARY, SHEET):
+                    (self.folder / name).unlink(missing_ok=True)
+            for left in [
+                *self.folder.glob(".*.new"),
+                *self._parts.glob(".*.new"),
+            ]:  # by a scan that was killed
+                left.unlink()
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        if found != settings:
+            write_whole(path, json.dumps(settings, indent=2) + "\n")
+        self._parts.mkdir(exist_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is there whole or not at all: written aside, brought to the disk, then renamed.
+
+    Raises ScanError, with the remedy, where the disk refuses.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk once its folder is; Windows needs and allows no such call."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ScanError(f"{path} cannot be read: {_OTHER}") from error
+    return found if isinstance(found, dict) else {}
