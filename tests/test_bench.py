@@ -19,7 +19,7 @@ from lensborn.bench.observing import Condition, Observed, observe
 from lensborn.bench.protocols import EQUALISED, PUBLISHED, conditions_of, show
 from lensborn.bench.tables import Judged, make_tables
 from lensborn.bench.views import View
-from lensborn.calibration import Conformal
+from lensborn.calibration import Conformal, combined_p
 from lensborn.cli import app
 from lensborn.datasets.pictures import Picture, pictures_of_folder
 from lensborn.detector import Detector
@@ -97,6 +97,34 @@ def test_a_bundle_says_in_the_benchmark_what_it_says_to_a_user(odd, detector):
             assert (score >= mine.threshold) == (faces[0].p_value <= detector.info.alpha)
         else:
             assert math.isnan(score)
+
+
+def test_its_other_channels_say_there_what_they_say_to_a_user(odd, known_bundle):
+    """And flag what a user sees flagged, by either channel."""
+    place = str(known_bundle.path)
+    detector = Detector.load(known_bundle.path)
+    known, fused = contestant(f"{place}:known"), contestant(f"{place}:fused")
+    assert [one.name for one in (known, fused)] == ["tiny known", "tiny fused"]
+    observed = observe(odd, [PUBLISHED], [known, fused]).conditions[PUBLISHED]
+    scores = [observing.own_scores(one, PUBLISHED, observed) for one in (known, fused)]
+    spoke = 0
+    for picture, alone, both in zip(odd, *scores, strict=True):
+        faces = detector.detect(picture.path).faces
+        if faces and (said := faces[0].known_generator):
+            spoke += 1
+            assert alone == pytest.approx(said.score, abs=1e-3)
+            assert (alone >= known.threshold) == (said.p_value <= detector.info.alpha)
+            assert (both >= fused.threshold) == (faces[0].verdict == "ai_generated")
+            assert math.exp(-both) == pytest.approx(combined_p(faces[0].p_value, said.p_value, 0.8))
+        else:
+            assert math.isnan(alone)
+    assert spoke
+    assert known.seen == detector.known.part.seen
+
+
+def test_a_bundle_without_the_channel_says_so(tiny_bundle):
+    with pytest.raises(ContestantError, match="no known channel"):
+        contestant(f"{tiny_bundle.path}:known")
 
 
 def test_what_a_model_has_seen_is_not_measured(odd, detector, tmp_path):

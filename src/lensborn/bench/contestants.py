@@ -110,7 +110,7 @@ class ChannelContestant:
         self.detector, self.known, self.fused = detector, detector.known, fused
         self.name = f"{detector.info.name} {FUSED if fused else KNOWN}"
         self.sha256 = detector.info.sha256 or ""
-        self.seen = detector.seen | self.known.part.seen
+        self.seen = self.known.part.seen | (detector.seen if fused else frozenset())
         alpha = detector.info.alpha
         self.threshold: float | None = (
             -math.log(alpha) if fused else np.nextafter(self.known.head.threshold(alpha), np.inf)
