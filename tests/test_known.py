@@ -14,10 +14,12 @@ from conftest import TINY, coarse
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from lensborn import defaults
 from lensborn.bundle import Bundle, BundleError, read_bundle
 from lensborn.calibration import combined_p
+from lensborn.cli import app
 from lensborn.detector import Detector, judge
 from lensborn.faces import crop_face
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence, detail
@@ -192,6 +194,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "names": change(sets=[{"name": "photos", "generated": False}] * 2),
     "classes": change(sets=[{"name": "photos", "generated": True}, {"name": "coarse", "generated": True}]),
     "files": change(files=["known.bin"]),
+    "measured": change(measured="none"),
     "another file": change(files=["known.xml", "../known.bin"]),
     "a key less": lambda known: known.pop("least_side"),
 }
@@ -223,3 +226,20 @@ def test_company_changes_no_bit(known_bundle: Bundle, examples: Path, tmp_path: 
     Image.open(examples / "generated-man.jpg").resize((400, 400)).save(tmp_path / "small.png")
     files = [*sorted(examples.glob("*.jpg")), tmp_path / "small.png"] * 2
     assert list(detector.detect_many(files)) == [detector.detect(file) for file in files]
+
+
+def test_the_smallest_alpha_that_can_flag(known_bundle: Bundle, tiny_bundle: Bundle) -> None:
+    first = 1 / (len(known_bundle.conformal.scores) + 1)
+    assert Detector.load(tiny_bundle.path).smallest_p == first
+    known = 1 / (120 + 1)  # of the calibration faces of the fixture
+    assert Detector.load(known_bundle.path).smallest_p == pytest.approx(min(first / 0.2, known / 0.8))
+
+
+def test_both_channels_are_shown_to_people(known_bundle: Bundle, examples: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["detect", "--model", str(known_bundle.path), str(examples / "generated-man.jpg")]
+    )
+    assert "known p" in result.output
+    assert "or as much like known generators" in result.output
+    told = CliRunner().invoke(app, ["info", str(known_bundle.path)]).output
+    assert "known generators" in told and "coarse" in told

@@ -24,9 +24,7 @@ from lensborn.teach import (
     NEAR,
     OWN,
     Lesson,
-    LessonError,
     Studied,
-    check,
     difference_hash,
     distances,
     near_duplicates,
@@ -133,6 +131,7 @@ def test_pictures_of_formats_of_their_own_are_warned_of(
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
+        ([], "nothing to learn"),
         (["--fake", "new"], "NAME=DIR"),
         (["--fake", "={fake}"], "NAME=DIR"),
         (["--fake", "new={fake}/nowhere"], "not a folder"),
@@ -257,6 +256,14 @@ def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> N
     assert again.head.memory.names == (*after.names, "newer")
 
 
-def test_a_lesson_of_photographs_alone_is_refused(tiny_channel: KnownChannel) -> None:
-    with pytest.raises(LessonError, match="--fake"):
-        check([lesson(OWN, False, range(40))], tiny_channel.head.memory)
+def test_photographs_alone_can_be_taught(tiny_channel: KnownChannel) -> None:
+    """Those of the user's own platform become a population to calibrate on."""
+    own = lesson(OWN, False, range(200), 1.0)
+    channel, changes = teach(tiny_channel, [own])
+    assert [change.generator for change in changes] == ["coarse"]
+    assert OWN in channel.head.memory.populations()
+    features = np.random.default_rng(9).normal(1.0, 1, (2000, D))
+    before, after = (
+        (one.head.p_values(one.head.score(features)) <= 0.05).mean() for one in (tiny_channel, channel)
+    )
+    assert after <= max(before, 0.05) + 0.03

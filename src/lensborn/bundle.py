@@ -353,6 +353,8 @@ def _check_known(manifest: Any, files: Mapping[str, Any]) -> None:
     _check_types(manifest, _KNOWN_SCHEMA, KNOWN_KEY)
     rules = {
         "share must lie between 0 and 1": 0 < manifest["share"] < 1,
+        "measured must be a list of objects": isinstance(measured := manifest.get("measured", []), list)
+        and all(isinstance(row, dict) for row in measured),
         "sets must be objects with a name and whether it is generated": all(
             isinstance(entry, dict)
             and isinstance(entry.get("name"), str)

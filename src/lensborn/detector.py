@@ -25,7 +25,7 @@ import numpy.typing as npt
 import lensborn
 from lensborn import defaults
 from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, write_bundle
-from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
+from lensborn.calibration import Conformal, clopper_pearson, combined_p, minimum_scores
 from lensborn.datasets.corpus import split_of
 from lensborn.density import Mixture, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
@@ -314,8 +314,14 @@ class Detector:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p-value that the number of calibration photographs allows, 1 / (n + 1)."""
-        return 1 / (len(self.conformal.scores) + 1)
+        """The smallest alpha at which anything can be flagged, as the numbers of calibration photographs allow."""
+        first = 1 / (len(self.conformal.scores) + 1)
+        if self.known is None:
+            return first
+        return min(
+            combined_p(first, 1.0, self.known.share),
+            combined_p(1.0, self.known.head.smallest_p, self.known.share),
+        )
 
     def detect(self, path: str | Path) -> Detection:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable"."""

@@ -164,6 +164,11 @@ class KnownHead:
         """The score above which p <= alpha, exactly; infinity where a population is too small for that."""
         return max(conformal.threshold(alpha) for conformal in self.conformals.values())
 
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that the smallest population allows."""
+        return max(1 / (conformal.scores.size + 1) for conformal in self.conformals.values())
+
     @cached_property
     def conformals(self) -> dict[str, Conformal]:
         """The calibration of each population."""

@@ -23,13 +23,14 @@ def json_line(value: Mapping[str, Any]) -> str:
 
 
 def detection_table(detections: Iterable[Detection]) -> Table:
-    """A row a face, or one for a file without any: file, face, verdict, p-value, camera, reason."""
+    """A row a face, or one for a file without any: file, face, verdict, both p-values, camera, reason."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, options in (
         ("file", {"overflow": "fold", "ratio": 3}),
         ("face", {"justify": "right", "no_wrap": True}),
         ("verdict", {"no_wrap": True}),
         ("p", {"justify": "right", "no_wrap": True}),
+        ("known p", {"justify": "right", "no_wrap": True}),
         ("camera", {"ratio": 3}),
         ("reason", {"ratio": 5}),
     ):
@@ -69,19 +70,21 @@ def _rows(detection: Detection) -> list[tuple[Text, ...]]:
                 Text("unreadable", "magenta"),
                 Text(),
                 Text(),
+                Text(),
                 Text(printable(detection.error or "")),
             )
         ]
     camera = Text(printable(camera_text(detection.camera)))
     if not detection.faces:
-        return [(file, Text(), Text("no face", "dim"), Text(), camera, Text())]
+        return [(file, Text(), Text("no face", "dim"), Text(), Text(), camera, Text())]
     return [(file, *_face_cells(number, face), camera, Text(printable("; ".join(face.reasons))))
             for number, face in enumerate(detection.faces, start=1)]  # fmt: skip
 
 
-def _face_cells(number: int, face: FaceVerdict) -> tuple[Text, Text, Text]:
+def _face_cells(number: int, face: FaceVerdict) -> tuple[Text, ...]:
     verdict = Text(VERDICT_WORDS[face.verdict], VERDICT_STYLE[face.verdict])
-    return Text(str(number)), verdict, Text(f"{face.p_value:.3f}")
+    known = f"{face.known_generator.p_value:.3f}" if face.known_generator else ""
+    return Text(str(number)), verdict, Text(f"{face.p_value:.3f}"), Text(known)
 
 
 def _valid_text(value: Any) -> Any:

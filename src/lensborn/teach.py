@@ -148,8 +148,6 @@ def difference_hash(pixels: Pixels) -> int:
 
 def check(lessons: Sequence[Lesson], memory: Memory) -> None:
     """Raise LessonError for too few faces, names that clash, and pictures on both sides."""
-    if not any(lesson.generated for lesson in lessons):
-        raise LessonError("no generator to learn: give one with --fake NAME=DIR")
     for lesson in lessons:
         different = len(set(lesson.groups.tolist()))
         if different < LEAST:

@@ -43,7 +43,7 @@ def detect(
     detections = _with_progress(
         detector.detect_many(files), len(files), quiet=as_json and sys.stdout.isatty()
     )
-    unreadable = _print_lines(detections) if as_json else _print_table(detections)
+    unreadable = _print_lines(detections) if as_json else _print_table(detections, detector)
     raise typer.Exit(1 if unreadable else 0)
 
 
@@ -77,7 +77,7 @@ def _print_lines(detections: Iterable["Detection"]) -> int:
     return unreadable
 
 
-def _print_table(detections: Iterable["Detection"]) -> int:
+def _print_table(detections: Iterable["Detection"], detector: "Detector") -> int:
     from rich.console import Console  # noqa: PLC0415
 
     from lensborn.report import detection_table  # noqa: PLC0415
@@ -86,9 +86,10 @@ def _print_table(detections: Iterable["Detection"]) -> int:
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(detection_table(found))
     info = found[0].model
+    alike = "" if detector.known is None else ", or as much like known generators"
     console.print(
-        f"\nmodel {info.name}; flagged where at most {100 * info.alpha:g} % of calibration photographs look "
-        "as unusual.\nA verdict is a measured oddity, no proof.",
+        f"\nmodel {info.name}; at most {100 * info.alpha:g} % of photographs like those calibrated on are flagged, "
+        f"as looking unusual{alike}.\nA verdict is a measured oddity, no proof.",
         style="dim",
         highlight=False,
         markup=False,

@@ -24,7 +24,7 @@ def info(
     """
     from rich.console import Console  # noqa: PLC0415  (heavy; so --help stays quick)
 
-    from lensborn.bundle import SHIPPED, BundleError, read_bundle  # noqa: PLC0415
+    from lensborn.bundle import KNOWN_KEY, SHIPPED, BundleError, read_bundle  # noqa: PLC0415
     from lensborn.report import json_line, printable  # noqa: PLC0415
 
     try:
@@ -51,6 +51,13 @@ def info(
         console.print(
             _settings(value) if isinstance(value, Mapping) else f"  {printable(str(value))}", markup=False
         )
+    if known := manifest.get(KNOWN_KEY):
+        console.print("\nknown generators", style="bold")
+        rest = {key: value for key, value in known.items() if key not in ("sets", "files", "measured")}
+        console.print(_settings(rest))
+        console.print(_measured(known["sets"]))
+        if known.get("measured"):
+            console.print(_measured(known["measured"]))
     if manifest["measured"]:
         console.print("\nmeasured", style="bold")
         console.print(_measured(manifest["measured"]))

@@ -16,11 +16,11 @@ FORMAT_AUC = 0.9  # from which the formats alone are said to tell the sides apar
 
 def teach(
     *,
-    fake: Annotated[
-        list[str],
-        typer.Option(metavar="NAME=DIR", help="Pictures of a generator; can be given more than once."),
-    ],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="The folder to write.")],
+    fake: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Pictures of a generator; can be given more than once."),
+    ] = None,
     real: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="Photographs of your own platform; can be given more than once."),
@@ -30,10 +30,10 @@ def teach(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
 ) -> None:
-    """Teach the known channel what a generator's faces look like, from 30 pictures on, in a minute or two.
+    """Teach the known channel a generator, or the photographs of your own platform, from 30 pictures on.
 
-    What the model knew before stays known; the first channel does not change. The report compares before and
-    after on pictures kept apart.
+    It takes a minute or two. What the model knew before stays known; the first channel does not change. The report
+    compares before and after on pictures kept apart.
 
     Example: lensborn teach --fake newgen=downloads/newgen --real my-photos --out runs/mine
     """
@@ -52,8 +52,10 @@ def teach(
         raise typer.BadParameter(
             "the model has no known channel: start from one that has, as the shipped one", param_hint="--base"
         )
-    folders = {name: [folder] for name, folder in map(_named, fake)}
-    if len(folders) < len(fake):
+    if not (fake or real):
+        raise typer.BadParameter("nothing to learn: give --fake NAME=DIR, --real DIR, or both")
+    folders = {name: [folder] for name, folder in map(_named, fake or [])}
+    if len(folders) < len(fake or []):
         raise typer.BadParameter("a name is given twice: give every generator once", param_hint="--fake")
     if OWN in folders:
         raise typer.BadParameter(f"{OWN!r} is kept for photographs: choose another", param_hint="--fake")
