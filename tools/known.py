@@ -2,14 +2,15 @@
 
     python tools/known.py train --corpus FOLDER --init CHECKPOINT --out RUN [--leave-out SET ...] [--seed N]
     python tools/known.py measure --corpus FOLDER --runs SET=RUN ...
-    python tools/known.py ship --corpus FOLDER --run RUN
+    python tools/known.py ship --corpus FOLDER --run RUN [--base BUNDLE]
 
 FOLDER holds photos.csv and faces.csv with their pictures. Training sees the sources "train" of the corpus, half of
 FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits, which stand for photographs of sources that
 it does not know. `measure` takes runs that left out one generator each, several of different seeds where there are,
 and writes docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its
 probabilities hold, what a calibration conditional on delivery would change, and what `lensborn teach` brings.
-`ship` puts a channel that saw all of them beside the shipped first channel, whose files it does not touch.
+`ship` puts a channel that saw all of them beside the first channel of BASE (the shipped bundle if left out), whose
+files it does not touch, and writes the shipped bundle and the README's second table.
 """
 
 import argparse
@@ -424,8 +425,12 @@ def measure(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as view:
         for spec in arguments.runs:
             name, _, run = spec.partition("=")
-            rows += measure_run(name, Path(run), arguments.corpus, Path(view))
-            print(f"{spec}: done", flush=True)
+            kept = Path(run) / "measured.json"  # so that a measurement can be cut off and go on
+            if not kept.exists():
+                found = measure_run(name, Path(run), arguments.corpus, Path(view))
+                kept.with_suffix(".new").write_text(json.dumps(found))
+                kept.with_suffix(".new").rename(kept)
+            rows += json.loads(kept.read_text())
     DATA.write_text(json.dumps(rows, indent=0) + "\n")
     write_page(rows)
 
@@ -535,7 +540,7 @@ def taught_table(rows: Sequence[Row]) -> str:
 
 def _cell(row: Row) -> str:
     runs = f" ({row['low_run']:.3f} to {row['high_run']:.3f})" if row["runs"] > 1 else ""
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{runs}"
+    return f"{_short(row)}{runs}"
 
 
 # --- shipping -------------------------------------------------------------------------------------------
@@ -556,9 +561,54 @@ def ship(arguments: argparse.Namespace) -> None:
     detector = base.with_known(KnownChannel(channel.xml, part), name=NAME, card=text)
     bundle = detector.save(arguments.out, overwrite=True)
     print(bundle.sha256, bundle.manifest[KNOWN_KEY]["sets"])
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    readme.write_text(f"{before}{MARKERS[0]}\n{readme_table(rows, bundle.sha256)}\n{MARKERS[1]}{after}")
 
 
 MARK = "\n## The second channel\n"
+MARKERS = ("<!-- known:begin -->", "<!-- known:end -->")
+
+
+def readme_table(rows: Sequence[Row], sha256: str) -> str:
+    """The README's table of the known channel, in Markdown."""
+    runs = len({row["seed"] for row in rows})
+    lines = [
+        f"Model `{NAME}`, sha256 `{sha256[:16]}…`; its known channel was shown all three generators. Here each is "
+        f"left out in turn, by channels made alike; means of {runs} seeds, 95 % intervals; by `tools/known.py`; more "
+        "in [docs/known.md](docs/known.md).",
+        "",
+        "| protocol | generator left out | AUC, first channel | AUC, known channel | found at 5 %, both |",
+        "| --- " * 5 + "|",
+    ]
+    aucs = _means(
+        [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
+        ("condition", "channel", "set"),
+        ("value", "low", "high"),
+    )
+    found = _means(
+        [
+            row
+            for row in rows
+            if row["table"] == "flagged" and row["set"] == row["left_out"] and row["channel"] == "verdict"
+        ],
+        ("condition", "channel", "set"),
+        ("value", "low", "high"),
+    )
+    cells = {(row["condition"], row["channel"], row["set"]): row for row in aucs + found}
+    for condition, name in dict.fromkeys((row["condition"], row["set"]) for row in aucs):
+        first, known = (cells[condition, channel, name] for channel in ("one-class", "known"))
+        flagged = cells[condition, "verdict", name]
+        share = (
+            f"{100 * flagged['value']:.0f} % [{100 * flagged['low']:.0f} %, {100 * flagged['high']:.0f} %]"
+        )
+        lines.append(f"| {condition} | {name} | {_short(first)} | {_short(known)} | {share} |")
+    return "\n".join(lines)
+
+
+def _short(row: Row) -> str:
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def card(part: KnownPart, rows: Sequence[Row]) -> str:

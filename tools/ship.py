@@ -1,13 +1,13 @@
-"""Makes the shipped model from a finished run: fits, calibrates, measures, and writes bundle and tables.
+"""Makes the first channel of the shipped model from a finished run: fits, calibrates, measures, writes its tables.
 
-    python tools/ship.py --run RUN --corpus FOLDER
+    python tools/ship.py --run RUN --corpus FOLDER --out BUNDLE
 
 RUN is a run of `lensborn pretrain` on FOLDER; FOLDER holds photos.csv and faces.csv with their pictures. Three
 splits by source never meet: the encoder learnt from "train"; mixture and calibration take the faces of
 "validate" and "calibrate", and the portraits from such sources; "test" is only measured. FFHQ, CelebA-HQ and
 every generated picture are only measured. Everything is read as `lensborn detect` reads it.
 
-Writes src/lensborn/models/lensborn-1 and the table in README.md. The page docs/results is then made by
+Writes BUNDLE and the table in README.md. `tools/known.py` adds the second channel; the page docs/results is made by
 `lensborn bench FOLDER/faces.csv FOLDER/photos.csv --out docs/results`.
 """
 
@@ -25,7 +25,6 @@ from lensborn.bench.judging import ALL, Refit, entries_of
 from lensborn.bench.observing import observe
 from lensborn.bench.protocols import conditions_of
 from lensborn.bench.tables import Judged, Row, Tables, make_tables
-from lensborn.bundle import SHIPPED
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.layouts import read_pictures
 from lensborn.datasets.pictures import pictures_of_table
@@ -101,7 +100,7 @@ def _measured(row: Row, name: str, pictures: str, against: str, n: int) -> dict[
 def readme_table(rows: list[dict[str, Any]], sha256: str) -> str:
     """The README's table, in Markdown."""
     lines = [
-        f"Model `{NAME}`, sha256 `{sha256[:16]}…`; 95 % intervals; made by `tools/ship.py`; "
+        f"First channel, as bundle `{NAME}`, sha256 `{sha256[:16]}…`; 95 % intervals; made by `tools/ship.py`; "
         "full tables in [docs/results](docs/results/report.md), by `lensborn bench`.",
         "",
         "| protocol | measure | set | against | n | value |",
@@ -169,7 +168,7 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     folder: Path = arguments.corpus
 
