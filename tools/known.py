@@ -576,8 +576,8 @@ def readme_table(rows: Sequence[Row], sha256: str) -> str:
     runs = len({row["seed"] for row in rows})
     lines = [
         f"Model `{NAME}`, sha256 `{sha256[:16]}…`; its known channel was shown all three generators. Here each is "
-        f"left out in turn, by channels made alike; means of {runs} seeds, 95 % intervals; by `tools/known.py`; more "
-        "in [docs/known.md](docs/known.md).",
+        f"left out in turn, by channels made alike; means of {runs} seeds, 95 % intervals; by `tools/known.py`; "
+        "more in [docs/known.md](docs/known.md).",
         "",
         "| protocol | generator left out | AUC, first channel | AUC, known channel | found at 5 %, both |",
         "| --- " * 5 + "|",
