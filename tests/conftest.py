@@ -89,8 +89,8 @@ def tiny_channel(
     }
     memory = Memory.empty(TINY_DIM)
     for name, rows in features.items():
-        memory = memory.add(name, name == "coarse", rows[::2], LEARN)
-        memory = memory.add(name, name == "coarse", rows[1::2], CALIBRATE)
+        memory = memory.add(name, name == "coarse", rows[::2, None], LEARN)
+        memory = memory.add(name, name == "coarse", rows[1::2, None], CALIBRATE)
     look = KnownLook(2 * TINY.size, TINY.size, least_side=100, least_detail=0.5)
     part = KnownPart(KnownHead.learn(memory), {**asdict(look), "share": 0.8}, frozenset({"0123456789abcdef"}))
     return KnownChannel(xml, part)

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
+from lensborn.calibration import Conformal, FaceConformal, clopper_pearson, combined_p, minimum_scores
 
 SCORES = st.lists(
     st.one_of(st.integers(-5, 5).map(float), st.floats(-1e9, 1e9)), min_size=1, max_size=60
@@ -138,3 +138,70 @@ def test_clopper_pearson_bounds_have_the_tails_they_promise(k: int, n: int) -> N
 def test_clopper_pearson_refuses_nonsense(arguments: tuple[int, int, float]) -> None:
     with pytest.raises(ValueError, match="needs 0 <= k <= n"):
         clopper_pearson(*arguments)
+
+
+# --- faces that were delivered several times ------------------------------------------------------------
+
+ROWS = st.lists(st.tuples(st.integers(0, 9), st.integers(-5, 5).map(float)), min_size=1, max_size=60)
+
+
+@given(ROWS, SCORES)
+def test_p_values_by_face_equal_their_definition(rows: list[tuple[int, float]], scores: list[float]) -> None:
+    each: dict[int, list[float]] = {}
+    for face, score in rows:
+        each.setdefault(face, []).append(score)
+    literal = [
+        (1 + sum(sum(c >= s for c in mine) / len(mine) for mine in each.values())) / (len(each) + 1)
+        for s in scores
+    ]
+    faces, values = zip(*rows, strict=True)
+    found = FaceConformal.fit(values, faces)
+    np.testing.assert_allclose(found.p_values(scores), literal, rtol=1e-9)
+    assert found.smallest_p == 1 / (len(each) + 1)
+
+
+@given(SCORES)
+def test_faces_of_one_score_are_calibrated_as_scores_are(calibration: list[float]) -> None:
+    found = FaceConformal.fit(calibration, range(len(calibration)))
+    np.testing.assert_allclose(
+        found.p_values(calibration), Conformal.fit(calibration).p_values(calibration), rtol=1e-9
+    )
+
+
+@given(ROWS, SCORES, ALPHAS)
+def test_threshold_by_face_flags_just_what_the_p_value_flags(
+    rows: list[tuple[int, float]], scores: list[float], alpha: float
+) -> None:
+    faces, values = zip(*rows, strict=True)
+    found = FaceConformal.fit(values, faces)
+    tried = np.array([*scores, *values, *np.nextafter(values, np.inf)])
+    assert ((found.p_values(tried) <= alpha) == (tried > found.threshold(alpha))).all()
+
+
+def test_repeating_faces_does_not_sharpen_a_p_value() -> None:
+    """Twenty photographs, each counted thrice, promise no more than twenty do."""
+    rng = np.random.default_rng(0)
+    flagged = []
+    for _ in range(3000):
+        scores = np.repeat(rng.normal(size=20), 3)
+        flagged.append(FaceConformal.fit(scores, np.repeat(np.arange(20), 3)).p_values(rng.normal()) <= 0.05)
+    assert np.mean(flagged) == pytest.approx(1 / 21, abs=0.012)
+
+
+@pytest.mark.parametrize("scores", [[], [math.nan], [math.inf]])
+def test_faces_without_finite_scores_are_refused(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        FaceConformal.fit(scores, range(len(scores)))
+
+
+def test_a_silent_channel_leaves_the_first_its_own_part() -> None:
+    """Else the rate would exceed alpha where the faces that it is silent of are the unusual ones."""
+    rng = np.random.default_rng(0)
+    silent = rng.uniform(size=40_000) < 0.2
+    scores = rng.normal(size=40_000) + 1.5 * silent
+    first = Conformal.fit(scores[:20_000]).p_values(scores[20_000:])
+    known = rng.uniform(size=20_000)
+    combined = [
+        combined_p(p, None if s else q, 0.8) for p, q, s in zip(first, known, silent[20_000:], strict=True)
+    ]
+    assert (np.array(combined) <= 0.05).mean() <= 0.053

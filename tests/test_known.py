@@ -138,9 +138,12 @@ def test_reasons_name_the_channel_that_spoke() -> None:
         ),
     )
     assert judge(0.001, 79, 0.05, known, 0.8)[0] == "unsure"
-    assert (
-        judge(0.04, 200, 0.05, None, 0.8)[0] == "ai_generated"
-    )  # silent: the first channel has all of alpha
+    for p_value, verdict in (
+        (0.04, "photographic"),
+        (0.01, "ai_generated"),
+    ):  # silent: the first keeps its part
+        assert judge(p_value, 200, 0.05, Silence.TOO_SMALL, 0.8)[0] == verdict
+    assert judge(0.04, 200, 0.05)[0] == "ai_generated"  # a model without the channel
 
 
 @given(LEVELS, LEVELS, st.floats(0.01, 0.99), st.floats(1e-4, 0.99))
@@ -194,6 +197,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "names": change(sets=[{"name": "photos", "generated": False}] * 2),
     "classes": change(sets=[{"name": "photos", "generated": True}, {"name": "coarse", "generated": True}]),
     "files": change(files=["known.bin"]),
+    "no weights": change(files=["known.xml"]),
     "measured": change(measured="none"),
     "another file": change(files=["known.xml", "../known.bin"]),
     "a key less": lambda known: known.pop("least_side"),

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from lensborn.teach import (
     NEAR,
     OWN,
     Lesson,
+    LessonError,
     Studied,
     difference_hash,
     distances,
@@ -41,7 +43,8 @@ def studied(number: int, look: int | None = None, shift: float = 0.0) -> Studied
     bits = int(rng.integers(2**63)) if look is None else look
     features = rng.normal(shift, 1, (5, D)).astype(np.float32)
     digest = hashlib.sha256(str(number).encode()).hexdigest()
-    return Studied(Path(f"{number}.jpg"), digest, bits, features[0], features[1:])
+    thumbnail = np.ones(4, np.float32) / 2  # all alike: the bits alone decide
+    return Studied(Path(f"{number}.jpg"), digest, bits, thumbnail, features[0], features[1:])
 
 
 def lesson(name: str, generated: bool, numbers: Sequence[int], shift: float = 0.0) -> Lesson:
@@ -223,6 +226,8 @@ def test_near_duplicates_are_found_both_ways() -> None:
     assert near_duplicates([one, far], [other]) == [(one, other)]
     assert near_duplicates([other], [far, one]) == [(other, one)]
     assert near_duplicates([], [one]) == near_duplicates([one], []) == []
+    unlike = replace(other, thumbnail=np.array([0.5, -0.5, 0.5, -0.5], np.float32))
+    assert near_duplicates([one], [unlike]) == []  # few bits differ, but the pictures do
 
 
 def test_near_duplicates_stay_in_one_half() -> None:
@@ -251,9 +256,18 @@ def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> N
     assert by_name["new"].new and not by_name["coarse"].new
     assert by_name["new"].after.value > 0.99
     assert by_name["new"].faces == len(lessons[0].halves[1])
+    photographs = before.rows(CALIBRATE) & ~before.positive & before.first
+    assert by_name["new"].photographs == photographs.sum() + len(lessons[1].halves[1])
+    assert by_name["coarse"].photographs == photographs.sum()
     assert channel.part.seen >= {face.sha256[:16] for one in lessons for face in one.faces}
     again, _ = teach(channel, [lesson("newer", True, range(200, 240), 3.0)])
     assert again.head.memory.names == (*after.names, "newer")
+
+
+def test_pictures_that_are_known_are_not_taught_twice(tiny_channel: KnownChannel) -> None:
+    once, _ = teach(tiny_channel, [lesson("new", True, range(40))])
+    with pytest.raises(LessonError, match="known to the bundle already"):
+        teach(once, [lesson("new", True, range(10, 50))])
 
 
 def test_photographs_alone_can_be_taught(tiny_channel: KnownChannel) -> None:

@@ -5,15 +5,17 @@
     python tools/known.py ship --corpus FOLDER --run RUN [--base BUNDLE]
 
 FOLDER holds photos.csv and faces.csv with their pictures. Training sees the sources "train" of the corpus, half of
-FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits, which stand for photographs of sources that
-it does not know. `measure` takes runs that left out one generator each, several of different seeds where there are,
-and writes docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its
-probabilities hold, what a calibration conditional on delivery would change, and what `lensborn teach` brings.
+FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits. Many of these are of sources that the
+corpus has, too: only those of sources that were not learnt from are judged. `measure` takes runs that left out one
+generator each, several of different seeds where there are, and writes docs/known.json and the tables of
+docs/known.md: what the channel says of that generator, how its probabilities hold, what a calibration given
+delivery would change, and what `lensborn teach` brings.
 `ship` puts a channel that saw all of them beside the first channel of BASE (the shipped bundle if left out), whose
 files it does not touch, and writes the shipped bundle and the README's second table.
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -35,9 +37,9 @@ from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
 from lensborn.calibration import Conformal, combined_p
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
-from lensborn.detector import Detector, read_faces
+from lensborn.detector import Detector, half_of, read_faces
 from lensborn.faces import FaceFinder, crop_face, crop_square
-from lensborn.known import KnownChannel, KnownGenerator, KnownLook
+from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import decode_photo, digest_of
 from lensborn.teach import LEAST, Lesson, Studied, study, teach
@@ -67,10 +69,13 @@ class Look:
     p_value: float
     known: KnownGenerator | None
     traits: Floats
+    damaged: bool = False
 
     @property
     def combined(self) -> float:
-        """The smallest alpha at which the face is flagged."""
+        """The smallest alpha at which the face is flagged; NaN where it never is."""
+        if self.damaged:
+            return np.nan
         return combined_p(self.p_value, self.known.p_value if self.known else None, SHARE)
 
 
@@ -82,7 +87,7 @@ SCORES: dict[str, Callable[[Look], float]] = {
 LEVELS: dict[str, Callable[[Look], float]] = {
     "one-class": lambda look: look.p_value,
     "known": lambda look: look.known.p_value if look.known else 1.0,
-    "verdict": lambda look: look.combined,
+    "verdict": lambda look: 1.0 if look.damaged else look.combined,
 }
 
 
@@ -98,12 +103,14 @@ def splits_of(folder: Path, leave_out: Sequence[str]) -> dict[str, list[Picture]
     """The labelled pictures by use: the network learnt from "train" and chose its epoch by "validate".
 
     Of the others, and of the generated ones in "validate", half calibrate and half are judged, as are all pictures
-    of the sets that were left out.
+    of the sets that were left out, and the portraits of sources that nothing was learnt from.
     """
     from lensborn.pretext.known import picture_split  # noqa: PLC0415
 
     splits: dict[str, list[Picture]] = {"train": [], "calibrate": [], "judge": []}
     for picture in labelled(folder):
+        if picture.set == UNSEEN and split_of(picture.source) in ("train", "validate"):
+            continue
         split = "judge" if picture.set in (*leave_out, UNSEEN) else str(picture_split(picture))
         if split == "validate":
             split = "calibrate"
@@ -162,7 +169,7 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
     settings = json.loads((run / "settings.json").read_text())
     if set(settings["leave_out"]) != {*leave_out, UNSEEN}:
         raise SystemExit(f"{run} left out {settings['leave_out']}, not {[*leave_out, UNSEEN]}")
-    empty = Memory.empty(FEATURE_DIM).add("nothing", False, np.zeros((1, FEATURE_DIM)), CALIBRATE)
+    empty = Memory.empty(FEATURE_DIM).add("nothing", False, np.zeros((1, 1, FEATURE_DIM)), CALIBRATE)
     manifest = {
         **asdict(KnownLook(patch=settings["patch"])),
         "share": SHARE,
@@ -180,7 +187,7 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
         rows = [
             face.delivered if use == LEARN else face.for_calibration for face in found if face is not None
         ]
-        memory = memory.add(name, generated, np.concatenate(rows), use)
+        memory = memory.add(name, generated, np.stack(rows), use)
 
     learnt = photographs(folder, "train")
     chosen = np.random.default_rng(0).permutation(len(learnt))[:LEARNT]
@@ -227,7 +234,7 @@ def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -
             (said,) = detector.known.judge(photo.patches[:1], photo.sides[:1])
             known = said if isinstance(said, KnownGenerator) else None
             traits = delivery_traits(photo.patches[:1], photo.sides[:1])[0]
-            looks.append(Look(picture, score, p_value, known, traits))
+            looks.append(Look(picture, score, p_value, known, traits, said is Silence.DAMAGED))
     return looks
 
 
@@ -311,10 +318,13 @@ def flagged_rows(looks: Sequence[Look], name: str) -> list[Row]:
 
 
 def reliability_rows(looks: Sequence[Look], name: str) -> list[Row]:
-    """How often a face was generated, bin by bin of the probability given; both classes weigh the same."""
+    """How often a face was generated, bin by bin of the probability given; both classes weigh the same.
+
+    Other faces of the generators that were shown helped to choose the epoch, and nothing else.
+    """
     rows = []
     seen = sorted({one.picture.set for one in looks if one.picture.label == "fake"} - {name})
-    for kind, sets in (("generators shown, other faces", seen), ("left out", [name])):
+    for kind, sets in (("shown, other faces", seen), ("left out", [name])):
         there = [
             one for one in looks if one.known and (one.picture.label == "real" or one.picture.set in sets)
         ]
@@ -338,8 +348,9 @@ def reliability_rows(looks: Sequence[Look], name: str) -> list[Row]:
 def conditional_rows(looks: Sequence[Look], reference: Sequence[Look], name: str) -> list[Row]:
     """False alarms and AUC under three calibrations of both channels, on sets that none of them saw.
 
-    The photographs of the corpus's "calibrate" sources are the reference; a regression on traits of delivery learns
-    from half of them, by source, and the other half calibrates what is left of the score.
+    The photographs of the corpus's "calibrate" sources are the reference, for the first channel those that its
+    mixture was not fitted to; a regression on traits of delivery learns from half of them, by source, and the other
+    half calibrates what is left of the score.
     """
     for_fit = np.array(
         [split_of(f"conditional/{one.picture.source}", HALVES) == "judge" for one in reference]
@@ -347,7 +358,12 @@ def conditional_rows(looks: Sequence[Look], reference: Sequence[Look], name: str
     rows = []
     for channel in ("one-class", "known"):
         score, level = SCORES[channel], LEVELS[channel]
-        usable = np.array([np.isfinite(score(one)) for one in reference])
+        usable = np.array(
+            [
+                np.isfinite(score(one)) and (channel == "known" or half_of(one.picture.source) == "calibrate")
+                for one in reference
+            ]
+        )
         scores = np.array([score(one) for one in reference])
         traits = np.stack([one.traits for one in reference])
         fit, rest = for_fit & usable, ~for_fit & usable
@@ -425,7 +441,7 @@ def measure(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as view:
         for spec in arguments.runs:
             name, _, run = spec.partition("=")
-            kept = Path(run) / "measured.json"  # so that a measurement can be cut off and go on
+            kept = _kept(Path(run))
             if not kept.exists():
                 found = measure_run(name, Path(run), arguments.corpus, Path(view))
                 kept.with_suffix(".new").write_text(json.dumps(found))
@@ -433,6 +449,13 @@ def measure(arguments: argparse.Namespace) -> None:
             rows += json.loads(kept.read_text())
     DATA.write_text(json.dumps(rows, indent=0) + "\n")
     write_page(rows)
+
+
+def _kept(run: Path) -> Path:
+    """Where the rows of a run are kept, so that measuring can go on; they hold for these weights and this tool."""
+    parts = (run / "best.safetensors", Path(__file__), SHIPPED / "bundle.json")
+    digest = hashlib.sha256("".join(map(digest_of, parts)).encode()).hexdigest()
+    return run / f"measured-{digest[:16]}.json"
 
 
 def write_page(rows: Sequence[Row]) -> None:

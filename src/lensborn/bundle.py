@@ -38,7 +38,7 @@ CARD = "CARD.md"
 SEEN = "seen.txt"
 ENCODER_XML = "encoder.xml"
 KNOWN = "known.safetensors"
-KNOWN_XML = "known.xml"
+KNOWN_XML, KNOWN_BIN = "known.xml", "known.bin"
 KNOWN_SEEN = "known-seen.txt"
 KNOWN_KEY = "known_generator"  # of bundle.json, where there is such a channel
 
@@ -361,7 +361,8 @@ def _check_known(manifest: Any, files: Mapping[str, Any]) -> None:
             and isinstance(entry.get("generated"), bool)
             for entry in manifest["sets"]
         ),
-        f"files must be names in files, {KNOWN_XML} among them": KNOWN_XML in manifest["files"]
+        f"files must be names in files, {KNOWN_XML} and its .bin among them": {KNOWN_XML, KNOWN_BIN}
+        <= {name for name in manifest["files"] if isinstance(name, str)}
         and all(isinstance(name, str) and name in files for name in manifest["files"]),
     }
     for rule, holds in rules.items():

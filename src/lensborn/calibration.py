@@ -69,15 +69,65 @@ class Conformal:
         return float(self.scores[n - allowed]) if allowed else math.inf
 
 
+@dataclass(frozen=True, eq=False)
+class FaceConformal:
+    """As `Conformal`, for faces of which each has several scores, as it was delivered several times.
+
+    A face counts as the share of its scores that are at least s, so that p(s) = (1 + their sum) / (m + 1) for m
+    faces: the mean over which delivery of each face is drawn. `scores` (R,) ascending, and `tails` (R + 1,): the
+    sum of shares from each score on. `fit` makes them.
+    """
+
+    scores: NDArray[np.float64]
+    tails: NDArray[np.float64]
+    faces: int
+
+    @classmethod
+    def fit(cls, scores: ArrayLike, faces: ArrayLike) -> Self:
+        """Calibrate on scores (R,) of the faces (R,). ValueError for none, or one that is not finite."""
+        values, numbers = np.asarray(scores, dtype=np.float64), np.asarray(faces)
+        if not values.size or not np.isfinite(values).all():
+            raise ValueError("calibration scores must be finite numbers, one or more: add photographs")
+        _, face, rows = np.unique(numbers, return_inverse=True, return_counts=True)
+        order = np.argsort(values, kind="stable")
+        shares = 1 / rows[face[order]]
+        tails = np.append(np.cumsum(shares[::-1])[::-1], 0.0)
+        return cls(values[order], tails, len(rows))
+
+    @property
+    def smallest_p(self) -> float:
+        """Above every calibration score."""
+        return 1 / (self.faces + 1)
+
+    def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """p of scores (N,), in 1 / (m + 1) .. 1; a tie counts as "at least"."""
+        at = np.searchsorted(self.scores, np.asarray(scores, dtype=np.float64), side="left")
+        return self._levels[at]
+
+    def threshold(self, alpha: float) -> float:
+        """The t for which p(s) <= alpha exactly when s > t; infinity where nothing can ever be flagged."""
+        _check_alpha(alpha)
+        above = int(np.argmax(self._levels <= alpha)) if self._levels[-1] <= alpha else len(self._levels)
+        if above == len(self._levels):
+            return math.inf
+        return float(self.scores[above - 1]) if above else -math.inf
+
+    @property
+    def _levels(self) -> NDArray[np.float64]:
+        """p of a score that `searchsorted` puts at each place (R + 1,); descending."""
+        return np.minimum((1 + self.tails) / (self.faces + 1), 1.0)
+
+
 def combined_p(p_value: float, known_p: float | None, share: float) -> float:
     """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels, to rank faces by.
 
-    The known channel has `share` of alpha and the first channel the rest; None where the known one says nothing.
-    min p_i / w_i, at most 1: flagging where that is <= alpha flags no more than alpha of photographs, however the
-    channels depend on each other. Source: Genovese, Roeder and Wasserman, "False discovery control with p-value
-    weighting" (Biometrika 93, 2006).
+    The known channel has `share` of alpha and the first channel the rest, also where the known one says nothing
+    (None). `share` is 0 for a model without it. min p_i / w_i, at most 1: flagging where that is <= alpha flags no
+    more than alpha of photographs, however the channels depend on each other. Source: Genovese, Roeder and
+    Wasserman, "False discovery control with p-value weighting" (Biometrika 93, 2006).
     """
-    return p_value if known_p is None else min(1.0, p_value / (1 - share), known_p / share)
+    first = p_value / (1 - share)
+    return min(1.0, first if known_p is None else min(first, known_p / share))
 
 
 def minimum_scores(alpha: float) -> int:

@@ -318,10 +318,7 @@ class Detector:
         first = 1 / (len(self.conformal.scores) + 1)
         if self.known is None:
             return first
-        return min(
-            combined_p(first, 1.0, self.known.share),
-            combined_p(1.0, self.known.head.smallest_p, self.known.share),
-        )
+        return combined_p(first, self.known.head.smallest_p, self.known.share)
 
     def detect(self, path: str | Path) -> Detection:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable"."""
@@ -396,8 +393,8 @@ def judge(
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Verdict and reasons for a face whose crop has `side` pixels in the picture.
 
-    What the known channel says has `share` of alpha and the first channel the rest, so that both together flag no
-    more than alpha of photographs (see `calibration.combined_p`); where it says nothing, the first has all of it.
+    Of alpha, `share` is the known channel's, 0 without one, and the rest the first channel's (see
+    `calibration.combined_p`).
     """
     if side < defaults.MIN_CROP_PX:
         small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
@@ -406,12 +403,9 @@ def judge(
         return "unsure", (
             "the face has too little fine detail to say: blurred, or enlarged from a small one",
         )
-    channels = [(p_value, 1.0, "this unusual")]
+    channels = [(p_value, 1 - share, "this unusual")]
     if isinstance(known, KnownGenerator):
-        channels = [
-            (p_value, 1 - share, "this unusual"),
-            (known.p_value, share, "this much like generators seen in training"),
-        ]
+        channels.append((known.p_value, share, "this much like generators seen in training"))
     flagging = tuple(
         f"no more than {_percent(p)} of calibration photographs look {how}"
         for p, weight, how in channels

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lensborn.bundle import KNOWN_XML, Bundle, BundleError, KnownPart
+from lensborn.bundle import KNOWN_BIN, KNOWN_XML, Bundle, BundleError, KnownPart
 from lensborn.faces import Face, Pixels, crop_face
 from lensborn.features import Encoder
 
@@ -104,7 +104,7 @@ class KnownChannel:
     @property
     def files(self) -> dict[str, Path]:
         """The graph and its weights, by the names that they have in a bundle."""
-        return {KNOWN_XML: self.xml, "known.bin": self.xml.with_suffix(".bin")}
+        return {KNOWN_XML: self.xml, KNOWN_BIN: self.xml.with_suffix(".bin")}
 
     def patches(self, pixels: Pixels, faces: Sequence[Face], scale: float) -> npt.NDArray[np.uint8]:
         """The patches (N, P, P, 3) uint8 of the faces of a picture."""

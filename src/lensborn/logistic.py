@@ -18,13 +18,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lensborn.calibration import Conformal
+from lensborn.calibration import FaceConformal
 
 LEARN, CALIBRATE = 0, 1  # what a remembered face serves for
 PENALTY = 1.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
 LEAST_POPULATION = 60  # faces to calibrate on; smaller populations join the largest
 
 Features = npt.NDArray[np.float16]
+Numbers = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 
@@ -32,20 +33,23 @@ Floats = npt.NDArray[np.float64]
 class Memory:
     """The faces that a channel knows, as features: a row a face as it was delivered once.
 
-    `features` (M, D) float16; `sets` (M,): index into `names`; `uses` (M,): LEARN or CALIBRATE; `generated`
-    (len(names),): which sets are generated. Raises ValueError where these do not fit each other.
+    `features` (M, D) float16; `faces` (M,): the number of the face, from 0, its rows one after the other; `sets`
+    (M,): index into `names`; `uses` (M,): LEARN or CALIBRATE; `generated` (len(names),): which sets are generated.
+    Raises ValueError where these do not fit each other.
     """
 
     features: Features
-    sets: npt.NDArray[np.int32]
+    faces: Numbers
+    sets: Numbers
     uses: npt.NDArray[np.uint8]
     names: tuple[str, ...]
     generated: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
         rows = len(self.features)
-        if self.features.ndim != 2 or self.sets.shape != (rows,) or self.uses.shape != (rows,):
-            raise ValueError("a memory must have one set and one use for each row of features")
+        shapes = {self.faces.shape, self.sets.shape, self.uses.shape}
+        if self.features.ndim != 2 or shapes != {(rows,)}:
+            raise ValueError("a memory must have one face, set and use for each row of features")
         if len(self.names) != len(self.generated) or len(set(self.names)) != len(self.names):
             raise ValueError("the sets of a memory must have different names")
         if rows and not (self.sets.min() >= 0 and self.sets.max() < len(self.names)):
@@ -54,37 +58,57 @@ class Memory:
             raise ValueError("a memory holds faces of no use")
         if not np.isfinite(self.features).all():
             raise ValueError("a memory holds features that are not finite")
+        if rows and (self.faces[0] != 0 or not np.isin(np.diff(self.faces), (0, 1)).all()):
+            raise ValueError("the faces of a memory must be numbered one after the other")
 
     @classmethod
     def empty(cls, feature_dim: int) -> Self:
         """A memory of nothing, for features of `feature_dim` numbers."""
+        numbers = np.zeros(0, np.int32)
         return cls(
             np.zeros((0, feature_dim), np.float16),
-            np.zeros(0, np.int32),
+            numbers,
+            numbers,
             np.zeros(0, np.uint8),
             (),
             np.zeros(0, np.bool_),
         )
 
     def add(self, name: str, generated: bool, features: npt.ArrayLike, use: int) -> "Memory":
-        """With more faces (N, D), of a new set or a known one; ValueError where that is of the other class."""
+        """With more faces (N, K, D), each delivered K times, of a new set or a known one.
+
+        Raises ValueError where the set is known as one of the other class.
+        """
         names, kinds = self.names, self.generated
         if name in names and kinds[names.index(name)] != generated:
             raise ValueError(f"{name} is known as the other class: give the set another name")
         if name not in names:
             names, kinds = (*names, name), np.append(kinds, generated)
-        rows = np.asarray(features, dtype=np.float16)
+        more = np.asarray(features, dtype=np.float16)
+        n, deliveries, dim = more.shape
+        faces = np.repeat(np.arange(n, dtype=np.int32) + self.n_faces, deliveries)
         return Memory(
-            np.concatenate([self.features, rows]),
-            np.concatenate([self.sets, np.full(len(rows), names.index(name), dtype=np.int32)]),
-            np.concatenate([self.uses, np.full(len(rows), use, dtype=np.uint8)]),
+            np.concatenate([self.features, more.reshape(-1, dim)]),
+            np.concatenate([self.faces, faces]),
+            np.concatenate([self.sets, np.full(len(faces), names.index(name), dtype=np.int32)]),
+            np.concatenate([self.uses, np.full(len(faces), use, dtype=np.uint8)]),
             names,
             kinds,
         )
 
+    @property
+    def n_faces(self) -> int:
+        """Number of faces."""
+        return int(self.faces[-1]) + 1 if len(self.faces) else 0
+
     def rows(self, use: int) -> npt.NDArray[np.bool_]:
         """Which rows (M,) serve for that."""
         return np.asarray(self.uses == use)
+
+    @property
+    def first(self) -> npt.NDArray[np.bool_]:
+        """Which rows (M,) are the first of their face; of those that calibrate, the face as it is."""
+        return np.diff(self.faces, prepend=-1) > 0
 
     @property
     def positive(self) -> npt.NDArray[np.bool_]:
@@ -98,14 +122,15 @@ class Memory:
             for number, name in enumerate(self.names)
             if not self.generated[number]
         }
-        ordered = sorted(each.items(), key=lambda item: -item[1].sum())
-        if not ordered or not ordered[0][1].any():
+        sizes = {name: int((rows & self.first).sum()) for name, rows in each.items()}
+        ordered = sorted((name for name in each if sizes[name]), key=lambda name: -sizes[name])
+        if not ordered:
             raise ValueError("no photographs to calibrate on: add pictures")
-        (name, largest), *others = ordered
-        small = [(other, rows) for other, rows in others if 0 < rows.sum() < LEAST_POPULATION]
-        joined = np.logical_or.reduce([largest, *(rows for _, rows in small)])
-        kept = {other: rows for other, rows in others if rows.sum() >= LEAST_POPULATION}
-        return {" + ".join([name, *(other for other, _ in small)]): joined, **kept}
+        largest = ordered[0]
+        small = [name for name in ordered[1:] if sizes[name] < LEAST_POPULATION]
+        joined = np.logical_or.reduce([each[name] for name in (largest, *small)])
+        kept = {name: each[name] for name in ordered[1:] if sizes[name] >= LEAST_POPULATION}
+        return {" + ".join([largest, *small]): joined, **kept}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +150,12 @@ class KnownHead:
             raise ValueError("the weights of the known channel do not fit its features")
         if not np.isfinite(self.bias):
             raise ValueError("the bias of the known channel is not finite")
-        self.memory.populations()  # raises where there is nothing to calibrate on
+        _ = self.conformals  # raises where there is nothing to calibrate on, or a score is not finite
 
     @classmethod
     def learn(cls, memory: Memory) -> Self:
-        """Fit to a memory: a regression on what is to be learnt from, its scores then stretched and shifted to be
-        log odds on what calibrates (Platt, "Probabilistic outputs for support vector machines", 1999), where there
-        are generated faces among that. ValueError where one of the classes is missing.
+        """Fit to a memory: a regression on what is to be learnt from, its scores then made log odds on what
+        calibrates (see `platt`), where there are generated faces among that. ValueError where a class is missing.
         """
         learn, positive = memory.rows(LEARN), memory.positive
         for mask, what in (
@@ -140,15 +164,20 @@ class KnownHead:
         ):
             if not mask.any():
                 raise ValueError(f"no {what} to learn from: add pictures")
-        weights, bias = _logistic(memory, learn, memory.features, PENALTY)
+
+        def part(rows: npt.NDArray[np.bool_]) -> tuple[Floats, npt.NDArray[np.bool_], Floats]:
+            labels = positive[rows]
+            return memory.features[rows].astype(np.float64), labels, balance(memory.sets[rows], labels)
+
+        weights, bias = _logistic(*part(learn), PENALTY)
         if (memory.rows(CALIBRATE) & positive).any():
-            scores = memory.features.astype(np.float64) @ weights + bias
-            stretch, shift = _logistic(memory, memory.rows(CALIBRATE), scores[:, None], 0.0)
-            if stretch[0] <= 0:
+            features, labels, balanced = part(memory.rows(CALIBRATE))
+            stretch, shift = platt(features @ weights + bias, labels, balanced)
+            if stretch <= 0:
                 raise ValueError(
                     "generated faces kept apart look less so than photographs: add other pictures"
                 )
-            weights, bias = weights * stretch[0], bias * stretch[0] + shift
+            weights, bias = weights * stretch, bias * stretch + shift
         return cls(weights, bias, memory)
 
     def score(self, features: npt.ArrayLike) -> Floats:
@@ -156,7 +185,7 @@ class KnownHead:
         return np.asarray(np.asarray(features, dtype=np.float64) @ self.weights + self.bias)
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
-        """p of scores (N,): the largest over the populations; in 1 / (n + 1) .. 1 of the smallest population."""
+        """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
         each = [conformal.p_values(scores) for conformal in self.conformals.values()]
         return np.asarray(np.max(each, axis=0), dtype=np.float64)
 
@@ -167,13 +196,18 @@ class KnownHead:
     @property
     def smallest_p(self) -> float:
         """The smallest p-value that the smallest population allows."""
-        return max(1 / (conformal.scores.size + 1) for conformal in self.conformals.values())
+        return max(conformal.smallest_p for conformal in self.conformals.values())
 
     @cached_property
-    def conformals(self) -> dict[str, Conformal]:
+    def conformals(self) -> dict[str, FaceConformal]:
         """The calibration of each population."""
-        scores = self.score(self.memory.features)
-        return {name: Conformal.fit(scores[rows]) for name, rows in self.memory.populations().items()}
+        memory = self.memory
+        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
+            scores = self.score(memory.features)
+        return {
+            name: FaceConformal.fit(scores[rows], memory.faces[rows])
+            for name, rows in memory.populations().items()
+        }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything but the names of the sets, for safetensors; `from_arrays` reads it."""
@@ -181,6 +215,7 @@ class KnownHead:
             "weights": self.weights,
             "bias": np.array([self.bias]),
             "features": self.memory.features,
+            "faces": self.memory.faces,
             "sets": self.memory.sets,
             "uses": self.memory.uses,
         }
@@ -194,7 +229,9 @@ class KnownHead:
         if arrays["bias"].shape != (1,):
             raise ValueError("the bias of the known channel must be one number")
         generated = np.array(list(sets.values()), dtype=np.bool_)
-        memory = Memory(arrays["features"], arrays["sets"], arrays["uses"], tuple(sets), generated)
+        memory = Memory(
+            arrays["features"], arrays["faces"], arrays["sets"], arrays["uses"], tuple(sets), generated
+        )
         return cls(arrays["weights"], float(arrays["bias"][0]), memory)
 
 
@@ -202,6 +239,7 @@ _KINDS: Mapping[str, type] = {
     "weights": np.float64,
     "bias": np.float64,
     "features": np.float16,
+    "faces": np.int32,
     "sets": np.int32,
     "uses": np.uint8,
 }
@@ -218,15 +256,31 @@ def balance(sets: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]) -> Flo
     return np.asarray(weights * (len(sets) / weights.sum()))
 
 
+def platt(scores: Floats, positive: npt.NDArray[np.bool_], weights: Floats) -> tuple[float, float]:
+    """Stretch and shift that make scores (N,) log odds of `positive` (N,), under weights (N,).
+
+    Source: Platt, "Probabilistic outputs for support vector machines" (1999), with his smoothed targets, so that
+    they stay finite where the scores tell all of them apart. A target t is a face that is generated with the weight
+    t and not with 1 - t.
+    """
+    n_positive, n_negative = positive.sum(), (~positive).sum()
+    targets = np.where(positive, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+    twice = np.concatenate([scores, scores])[:, None]
+    labels = np.repeat([True, False], len(scores))
+    (stretch,), shift = _logistic(
+        twice, labels, np.concatenate([weights * targets, weights * (1 - targets)]), 0.0
+    )
+    return float(stretch), shift
+
+
 def _logistic(
-    memory: Memory, rows: npt.NDArray[np.bool_], inputs: npt.NDArray[Any], penalty: float
+    x: Floats, labels: npt.NDArray[np.bool_], weights: Floats, penalty: float
 ) -> tuple[Floats, float]:
-    """Coefficients (D,) and constant of a balanced regression on some rows of `inputs` (M, D), in their units."""
+    """Coefficients (D,) and constant of a logistic regression on inputs (N, D), in their units."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - detection does not learn
 
-    x, labels = inputs[rows].astype(np.float64), memory.positive[rows]
     mean, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
     model = LogisticRegression(C=1 / penalty if penalty else np.inf, tol=1e-8, max_iter=5000)
-    model.fit((x - mean) / deviation, labels, sample_weight=balance(memory.sets[rows], labels))
+    model.fit((x - mean) / deviation, labels, sample_weight=weights)
     coefficients = model.coef_[0] / deviation
     return coefficients, float(model.intercept_[0] - coefficients @ mean)

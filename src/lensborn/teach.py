@@ -20,7 +20,7 @@ from lensborn.datasets.corpus import split_of
 from lensborn.delivery import ROUGH, delivered_face
 from lensborn.detector import in_order
 from lensborn.faces import FaceFinder, Pixels, crop_square
-from lensborn.known import KnownChannel
+from lensborn.known import KnownChannel, detail
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import UnreadableError, digest_of, read_photo
 
@@ -30,7 +30,9 @@ MOST = 2000  # pictures of a set; more bring little, and a bundle should stay sm
 LEAST = 30  # different faces of a generator, or photographs, from which anything can be said
 JUDGE = "judge"
 HALVES = (("learn", 0.5), (JUDGE, 0.5))
-NEAR = 6  # bits of 64 in which the looks of near-duplicates differ at most
+NEAR = 6  # bits of 64 in which the looks of near-duplicates differ at most ...
+ALIKE = 0.97  # ... and the correlation that they have at least, at THUMBNAIL px
+THUMBNAIL = 32
 OWN = "own photographs"  # what the bundle calls the user's photographs
 
 
@@ -42,12 +44,14 @@ class LessonError(ValueError):
 class Studied:
     """The largest face of a picture. `plain` (D,): its feature as it is; `delivered` (K, D): after rough handling.
 
-    `sha256`: of the file. `look`: 64 bits that near-duplicates share, but for a few.
+    `sha256`: of the file. `look`: 64 bits that near-duplicates share, but for a few. `thumbnail` (T,): see
+    `thumbnail_of`.
     """
 
     path: Path
     sha256: str
     look: int
+    thumbnail: npt.NDArray[np.float32]
     plain: npt.NDArray[np.float32]
     delivered: npt.NDArray[np.float32]
 
@@ -72,8 +76,9 @@ class Lesson:
     @cached_property
     def groups(self) -> npt.NDArray[np.int32]:
         """The number of each face's group (N,) of near-duplicates, from 0."""
-        near = csr_array(distances(self.faces, self.faces) <= NEAR)
-        return np.asarray(connected_components(near, directed=False)[1], dtype=np.int32)
+        return np.asarray(
+            connected_components(csr_array(alike(self.faces, self.faces)), directed=False)[1], dtype=np.int32
+        )
 
     @cached_property
     def halves(self) -> tuple[list[Studied], list[Studied]]:
@@ -90,8 +95,8 @@ class Lesson:
 class Change:
     """AUC of one generator against photographs, `before` and `after`; `new`: it was taught now.
 
-    New generators are judged on pictures kept apart; older ones on the features that their head learnt from, so
-    that only the difference says something.
+    New generators are judged on pictures kept apart; older ones on the faces that are remembered, most of which
+    their head learnt from, so that only the difference says something.
     """
 
     generator: str
@@ -105,7 +110,7 @@ class Change:
 def study(
     paths: Iterable[Path], channel: KnownChannel, scale: float, *, deliveries: int = DELIVERIES, seed: int = 0
 ) -> Iterator[Studied | None]:
-    """The largest face of each picture, in order; None where it has none of sufficient size or can't be read."""
+    """The largest face of each picture, in order; None where it can't be read, or the channel would say nothing."""
     finder = FaceFinder()
     return in_order(lambda path: _study(path, finder, channel, scale, deliveries, seed), paths)
 
@@ -115,11 +120,11 @@ def _study(
 ) -> Studied | None:
     try:
         pixels = read_photo(path).pixels
-        sha256 = digest_of(path)
     except UnreadableError:
         return None
+    sha256 = digest_of(path)
     faces = finder.find(pixels)
-    if not faces:
+    if not faces or not sha256:
         return None
     x, y, side = (
         round(value) for value in crop_square(faces[0].box, pixels.shape[1], pixels.shape[0], scale)
@@ -129,10 +134,12 @@ def _study(
     native = np.ascontiguousarray(pixels[y : y + side, x : x + side])
     rng = np.random.default_rng([seed, int(sha256[:12], 16)])
     looks = [channel.look.patch_of(pixels, faces[0].box, scale)]
+    if detail(looks[0]) < channel.look.least_detail:
+        return None
     for _ in range(deliveries):
         looks.append(channel.look.middle(delivered_face(native, channel.look.side, ROUGH, rng)))
     features = channel.encoder.encode(np.stack(looks))
-    return Studied(path, sha256, difference_hash(native), features[0], features[1:])
+    return Studied(path, sha256, difference_hash(native), thumbnail_of(native), features[0], features[1:])
 
 
 def difference_hash(pixels: Pixels) -> int:
@@ -146,8 +153,19 @@ def difference_hash(pixels: Pixels) -> int:
     return int.from_bytes(bits.tobytes(), "big")
 
 
-def check(lessons: Sequence[Lesson], memory: Memory) -> None:
-    """Raise LessonError for too few faces, names that clash, and pictures on both sides."""
+def thumbnail_of(pixels: Pixels) -> npt.NDArray[np.float32]:
+    """Grey levels at THUMBNAIL px (THUMBNAIL**2,), of mean 0 and length 1: products are correlations."""
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    centred = small - small.mean()
+    return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), dtype=np.float32)
+
+
+def check(lessons: Sequence[Lesson], memory: Memory, seen: frozenset[str] = frozenset()) -> None:
+    """Raise LessonError for too few faces, names that clash, and pictures that are on both sides or known.
+
+    `seen`: what the channel was made from, by the first 16 digits of each SHA-256.
+    """
     for lesson in lessons:
         different = len(set(lesson.groups.tolist()))
         if different < LEAST:
@@ -158,6 +176,10 @@ def check(lessons: Sequence[Lesson], memory: Memory) -> None:
             )
         if not all(lesson.halves):
             raise LessonError(f"{lesson.name}: no two halves to learn and to judge by: add pictures")
+        if again := sum(face.sha256[:16] in seen for face in lesson.faces):
+            raise LessonError(
+                f"{lesson.name}: {again} pictures are known to the bundle already: leave them out"
+            )
         known = dict(zip(memory.names, memory.generated.tolist(), strict=True))
         if known.get(lesson.name, lesson.generated) != lesson.generated:
             raise LessonError(f"{lesson.name} is known to the bundle as the other class: choose another name")
@@ -176,12 +198,20 @@ def check(lessons: Sequence[Lesson], memory: Memory) -> None:
 
 
 def near_duplicates(some: Sequence[Studied], others: Sequence[Studied]) -> list[tuple[Studied, Studied]]:
-    """Pairs of a face of `some` and the nearest of `others`, where the two look nearly the same."""
-    if not some or not others:
-        return []
-    apart = distances(some, others)
-    nearest = apart.argmin(axis=1)
-    return [(some[n], others[nearest[n]]) for n in np.flatnonzero(apart.min(axis=1) <= NEAR).tolist()]
+    """Each face of `some` that looks nearly the same as one of `others`, with the first such one."""
+    same = alike(some, others)
+    return [(some[n], others[int(same[n].argmax())]) for n in np.flatnonzero(same.any(axis=1)).tolist()]
+
+
+def alike(some: Sequence[Studied], others: Sequence[Studied]) -> npt.NDArray[np.bool_]:
+    """Which faces nearly are the same picture (N, M): few bits of their looks differ, and thumbnails correlate.
+
+    The bits alone take three in a hundred thousand pairs of different portraits for the same.
+    """
+    same = distances(some, others) <= NEAR
+    for n, m in np.argwhere(same).tolist():
+        same[n, m] = float(some[n].thumbnail @ others[m].thumbnail) >= ALIKE
+    return same
 
 
 def distances(some: Sequence[Studied], others: Sequence[Studied]) -> npt.NDArray[np.uint8]:
@@ -196,17 +226,18 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     Raises LessonError as `check` does.
     """
     memory = channel.head.memory
-    check(lessons, memory)
+    check(lessons, memory, channel.part.seen)
     heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False))
     judged = {lesson.name: np.stack([face.plain for face in lesson.halves[1]]) for lesson in lessons}
     own = [judged[lesson.name] for lesson in lessons if not lesson.generated]
-    remembered = memory.features[memory.rows(CALIBRATE)]  # of photographs; no head learns from them
+    # as they are; no head learns from them
+    remembered = memory.features[memory.rows(CALIBRATE) & ~memory.positive & memory.first]
     real = np.concatenate([remembered, *own])
     changes = [
         _change(lesson.name, True, judged[lesson.name], real, heads) for lesson in lessons if lesson.generated
     ]
     changes += [
-        _change(name, False, memory.features[memory.rows(LEARN) & (memory.sets == number)], remembered, heads)
+        _change(name, False, memory.features[memory.first & (memory.sets == number)], remembered, heads)
         for number, name in enumerate(memory.names)
         if memory.generated[number] and name not in judged
     ]
@@ -225,7 +256,7 @@ def card_section(changes: Sequence[Change]) -> str:
     return f"""## Taught
 
 AUC of the known channel against photographs, with 95 % intervals. New generators: on pictures kept apart, by a head
-that learnt from the other half. Known before: on features that the head learnt from, so only the difference counts.
+that learnt from the other half. Known before: on the faces remembered, which it learnt from; the difference counts.
 
 | generator | | faces | photographs | before | after |
 | --- | --- | --- | --- | --- | --- |
@@ -239,11 +270,9 @@ def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memo
         learn, judge = lesson.halves
         if whole and lesson.generated:
             learn = list(lesson.faces)
-        memory = memory.add(
-            lesson.name, lesson.generated, np.concatenate([f.delivered for f in learn]), LEARN
-        )
+        memory = memory.add(lesson.name, lesson.generated, np.stack([f.delivered for f in learn]), LEARN)
         if not lesson.generated:
-            rows = np.concatenate([face.for_calibration for face in judge])
+            rows = np.stack([face.for_calibration for face in judge])
             memory = memory.add(lesson.name, False, rows, CALIBRATE)
     return memory
 

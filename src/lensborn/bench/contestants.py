@@ -25,7 +25,7 @@ from lensborn.bench.views import View
 from lensborn.calibration import combined_p
 from lensborn.detector import Detector
 from lensborn.faces import crop_square
-from lensborn.known import KnownGenerator
+from lensborn.known import KnownGenerator, Silence
 
 GROUP = "lensborn.detectors"
 SHIPPED = "shipped"
@@ -110,7 +110,7 @@ class ChannelContestant:
         self.detector, self.known, self.fused = detector, detector.known, fused
         self.name = f"{detector.info.name} {FUSED if fused else KNOWN}"
         self.sha256 = detector.info.sha256 or ""
-        self.seen = self.known.part.seen | (detector.seen if fused else frozenset())
+        self.seen = detector.seen | self.known.part.seen  # both networks drew on the same corpus
         alpha = detector.info.alpha
         self.threshold: float | None = (
             -math.log(alpha) if fused else np.nextafter(self.known.head.threshold(alpha), np.inf)
@@ -124,16 +124,17 @@ class ChannelContestant:
             crop_square(view.box, view.pixels.shape[1], view.pixels.shape[0], scale)[2] for view in views
         ]
         said = self.known.judge(patches, sides)
-        known = [one if isinstance(one, KnownGenerator) else None for one in said]
         if not self.fused:
-            return np.array([[one.score if one else math.nan] for one in known])
+            return np.array([[one.score if isinstance(one, KnownGenerator) else math.nan] for one in said])
         scores = self.detector.score(np.stack([view.crop(self.detector.encoder.size) for view in views]))
         p_values = self.detector.conformal.p_values(scores).tolist()
-        combined = [
-            combined_p(p, one.p_value if one else None, self.known.share)
-            for p, one in zip(p_values, known, strict=True)
-        ]
-        return np.asarray(-np.log(combined))[:, None]
+        return np.array([[self._fused(p, one)] for p, one in zip(p_values, said, strict=True)])
+
+    def _fused(self, p_value: float, said: KnownGenerator | Silence) -> float:
+        if said is Silence.DAMAGED:  # no verdict
+            return math.nan
+        known = said.p_value if isinstance(said, KnownGenerator) else None
+        return -math.log(combined_p(p_value, known, self.known.share))
 
     def scores(self, observed: Floating) -> NDArray[np.float64]:
         """See Contestant."""

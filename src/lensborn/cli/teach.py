@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,7 @@ def teach(
     """
     from lensborn.bundle import BundleError  # noqa: PLC0415  (heavy; so --help stays quick)
     from lensborn.detector import Detector  # noqa: PLC0415
-    from lensborn.teach import OWN, LessonError, card_section  # noqa: PLC0415
+    from lensborn.teach import OWN, card_section  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
 
     if out.exists() and not overwrite:
@@ -64,13 +65,17 @@ def teach(
         lessons.append(_study(OWN, real, False, detector))
     else:
         typer.echo("warning: without --real, nothing is learnt of your own platform's photographs", err=True)
+    _warn_of_format(lessons)
     try:
         channel, changes = learn(detector.known, lessons)
-        _warn_of_format(lessons)
         card = f"{detector.card}\n{card_section(changes)}"
         bundle = detector.with_known(channel, card=card).save(out, overwrite=overwrite)
-    except (BundleError, LessonError) as error:
+    except ValueError as error:  # LessonError and BundleError, and a head that cannot be learnt
         typer.echo(f"lensborn teach: {error}", err=True)
+        raise typer.Exit(2) from error
+    except OSError as error:
+        reason = f"{error.strerror or error}: free the disk or grant access, and run it again"
+        typer.echo(f"lensborn teach: {reason}", err=True)
         raise typer.Exit(2) from error
     typer.echo(card_section(changes))
     typer.echo(f"{bundle.path} is written: lensborn detect --model {out} PATH...")
@@ -110,15 +115,17 @@ def _study(name: str, folders: list[Path], generated: bool, detector: "Detector"
 def _warn_of_format(lessons: "list[Lesson]") -> None:
     """Say where size and coding alone tell generated from real: taught under rough delivery, but measured so."""
     from lensborn.bench.audit import audit, container_features, read_container  # noqa: PLC0415
-    from lensborn.photo import read_photo  # noqa: PLC0415
+    from lensborn.photo import UnreadableError, read_photo  # noqa: PLC0415
 
-    faces = [(face, lesson.generated) for lesson in lessons for face in lesson.faces]
-    containers = []
-    for face, _ in faces:
-        photo = read_photo(face.path)
-        containers.append(read_container(face.path.read_bytes(), photo.width, photo.height))
+    if len({lesson.generated for lesson in lessons}) < 2:
+        return
+    containers, fake = [], []
+    for face, generated in ((face, lesson.generated) for lesson in lessons for face in lesson.faces):
+        with suppress(UnreadableError, OSError):  # gone since it was studied
+            photo = read_photo(face.path)
+            containers.append(read_container(face.path.read_bytes(), photo.width, photo.height))
+            fake.append(generated)
     features = container_features(containers)
-    fake = [generated for _, generated in faces]
     interval = audit(features[[not value for value in fake]], features[fake])
     if interval is not None and interval.low > FORMAT_AUC:
         typer.echo(
