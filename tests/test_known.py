@@ -140,7 +140,7 @@ def test_reasons_name_the_channel_that_spoke() -> None:
     assert judge(0.001, 79, 0.05, known, 0.8)[0] == "unsure"
     for p_value, verdict in (
         (0.04, "photographic"),
-        (0.01, "ai_generated"),
+        (0.009, "ai_generated"),
     ):  # silent: the first keeps its part
         assert judge(p_value, 200, 0.05, Silence.TOO_SMALL, 0.8)[0] == verdict
     assert judge(0.04, 200, 0.05)[0] == "ai_generated"  # a model without the channel
