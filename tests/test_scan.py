@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -315,6 +315,42 @@ def test_results_of_another_scan_are_refused(
     assert {Path(row["path"]).parent.name for row in rows(out)} == {"album-1"}
 
 
+def test_the_same_words_in_another_folder_are_another_scan(
+    detector: Detector, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    for name in ("one", "other"):
+        save_pictures(tmp_path / name, examples, 1)
+    asked = []
+    for name in ("one", "other", "one/album-0/.."):
+        monkeypatch.chdir(tmp_path / name)
+        asked.append(running.settings_of(checked_roots(["."]), Filters(), detector.info))
+    assert asked[0] == asked[2] != asked[1]
+    with Results.opened(out, asked[0]) as results:
+        engine = running.on_this_machine(detector)
+        running.scan(results, ["."], Filters(), engine, asked[0], share=0.0, rate=0.1)
+    assert [row["path"] for row in rows(out)] == ["./album-0/0.jpg"]
+    with pytest.raises(ScanError, match="its folders_in_full differ"), Results.opened(out, asked[1]):
+        pass
+    assert str(tmp_path).encode() not in b"".join(content(out))
+    stores = ["s3://bucket/prefix"]
+    assert running.settings_of(stores, Filters(), detector.info)["folders_in_full"] == stores
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "\udcff"])
+def test_damaged_settings_can_be_overwritten(tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "results"
+    with Results.opened(out, {"folders": []}):
+        pass
+    (out / "scan.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ScanError, match="--overwrite"), Results.opened(out, {"folders": []}):
+        pass
+    with Results.opened(out, {"folders": []}, overwrite=True):
+        pass
+    with Results.opened(out, {"folders": []}):
+        pass
+
+
 def test_two_scans_cannot_share_a_folder(album: Path, detector: Detector, tmp_path: Path) -> None:
     with (
         Results.opened(tmp_path / "results", {}),
@@ -447,6 +483,56 @@ def test_several_roots_are_in_one_order(
     assert found == sorted(found, key=sort_key)
     expected = {"../link/e/x.jpg", "../b c/x.jpg", "./!.jpg", "./z.jpg", "../b/x.jpg", "../a.jpg"}
     assert set(found) == expected
+
+
+def test_roots_spelt_in_each_other_are_in_one_order(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link, and `..`: they lie elsewhere, and their pictures stand between those of the other root."""
+    for name in ("root/a.jpg", "root/z.jpg", "elsewhere/m.jpg", "linked/m.jpg", "b c/x.jpg", "file.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "root" / "link").symlink_to("../linked")
+    (tmp_path / "root" / "k.jpg").symlink_to("../file.jpg")  # found below root, and given
+    monkeypatch.chdir(tmp_path)
+    given = ["root", "root/link", "root/../elsewhere", "root/k.jpg", "b c"]
+    roots = checked_roots(given)
+    found = [entry.path for entry in listed(roots, Filters())]
+    assert found == [
+        "b c/x.jpg",
+        "root/../elsewhere/m.jpg",
+        "root/a.jpg",
+        "root/k.jpg",
+        "root/link/m.jpg",
+        "root/z.jpg",
+    ]
+    assert found == sorted(found, key=sort_key)
+    settings = running.settings_of(roots, Filters(), detector.info)
+    with Results.opened(tmp_path / "results", settings) as results:
+        engine = running.on_this_machine(detector)
+        scanned = running.scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+    assert scanned["files"]["unreadable"] == len(found) == len(rows(tmp_path / "results"))
+
+
+def test_one_folder_by_two_spellings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    for roots in (["a", str(tmp_path / "a")], ["link", "a"], ["a/../a", "a"], [".", "a"], ["a", "loop"]):
+        with pytest.raises(ScanError, match=r"lies in|cannot be read"):
+            checked_roots(roots)
+
+
+def test_many_roots_are_checked_in_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each path is compared with its own parents, not with every other root."""
+    compared: list[PurePosixPath] = []
+    monkeypatch.setattr(PurePosixPath, "is_relative_to", lambda *paths: compared.append(paths[0]))
+    roots = [str(tmp_path / f"{number}") for number in range(200)]
+    for root in roots:
+        Path(root).mkdir()
+    assert checked_roots(roots) == sorted(roots)
+    assert len(compared) <= len(roots)
 
 
 def test_filters(tmp_path: Path) -> None:

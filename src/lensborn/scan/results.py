@@ -83,8 +83,8 @@ class Results:
 
     def _start(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         path = self.folder / _SETTINGS
-        found = _read_settings(path) if path.exists() else None
-        if found is not None and found != settings and not overwrite:
+        found = _read_settings(path) if path.exists() and not overwrite else None
+        if found is not None and found != settings:
             names = [name for name in settings if found.get(name) != settings[name]]
             raise ScanError(
                 f"{self.folder} has the results of another scan (its {', '.join(names)} differ): {_OTHER}"
