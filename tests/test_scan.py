@@ -594,6 +594,45 @@ def test_a_folder_that_cannot_be_listed(
         assert names(tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("names", PermissionError(errno.EACCES, "Permission denied")),
+        ("names", FileNotFoundError(errno.ENOENT, "No such file or directory")),
+        ("names", OSError(errno.EIO, "Input/output error")),
+        ("is_folder", PermissionError(errno.EACCES, "Permission denied")),
+        ("file", OSError(errno.ESTALE, "Stale file handle")),
+        ("file", FileNotFoundError(errno.ENOENT, "No such file or directory")),
+    ],
+)
+def test_a_folder_given_that_fails_later_is_named(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: OSError
+) -> None:
+    """Not the results' folder, which has no part in it; and no file of an earlier scan seems gone."""
+    root, out = tmp_path / ("album.jpg" if call == "file" else "album"), tmp_path / "results"
+    root.touch() if call == "file" else root.mkdir()
+    roots = checked_roots([str(root)])
+    settings = running.settings_of(roots, Filters(), detector.info)
+
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Disk, call, failing)
+    with Results.opened(out, settings) as results, pytest.raises(ScanError) as refused:
+        engine = running.on_this_machine(detector)
+        running.scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+    assert str(root) in str(refused.value) and str(out) not in str(refused.value)
+    assert (error.strerror or "") in str(refused.value) and "run the same command again" in str(refused.value)
+
+
+def test_a_picture_given_that_is_gone_stops_the_scan(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    roots = checked_roots([str(tmp_path / "a.jpg")])
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(ScanError, match=r"a.jpg cannot be read \(No such file"):
+        list(listed(roots, Filters()))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="file names that are no text")
 def test_hostile_names(tiny_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "album", tmp_path / "results"

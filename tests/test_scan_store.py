@@ -138,5 +138,10 @@ def test_what_cannot_be_reached_is_wrong_usage(
         store._store = fsspec.filesystem("s3", endpoint_url=silent, config_kwargs=settings)
         with pytest.raises(ValueError, match="cannot be reached"):
             store.check(f"s3://{BUCKET}/album")
+        for call in (store.is_folder, store.file, store.names):
+            with pytest.raises(OSError, match="the store failed with"):
+                call(f"s3://{BUCKET}/album")
         with pytest.raises(UnreadableError, match="the store did not give"):
             store.read(f"s3://{BUCKET}/album/0.jpg", 10)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        place_of(f"s3://{BUCKET}").file(f"s3://{BUCKET}/nothing.jpg")

@@ -101,7 +101,7 @@ def listed(roots: Sequence[str], filters: Filters) -> Iterator[Entry]:
 
     Files are chosen by suffix, and links to folders are not followed, as `photo.find_photos` does. A folder that
     may not be listed, or is named like a photograph, is an entry too: judging it says what is wrong. Raises
-    ScanError where a folder could not be listed for another reason.
+    ScanError for a root that is gone or may not be read, and where a folder could not be listed for another reason.
     """
     for together in _together(roots):
         merged = heapq.merge(
@@ -133,16 +133,26 @@ def _together(roots: Iterable[str]) -> Iterator[list[str]]:
 def _of_root(root: str, filters: Filters) -> Iterator[Entry]:
     path = unescaped(root)
     place = place_of(path)
-    if place.is_folder(path):
-        yield from _below(place, path, filters)
+    names: list[Found] = []
+    try:
+        if is_folder := place.is_folder(path):
+            names = _names(place, path)
+        else:
+            file = place.file(path)
+    except OSError as error:
+        raise ScanError(
+            f"{root} cannot be read ({error.strerror or error}): check it and run the same command again; what was "
+            "judged is kept"
+        ) from error
+    if is_folder:
+        yield from _below(place, path, names, filters)
     else:
-        found = place.file(path)
-        yield Entry(root, found.size, found.stamp)
+        yield Entry(root, file.size, file.stamp)
 
 
-def _below(place: Place, root: str, filters: Filters) -> Iterator[Entry]:
+def _below(place: Place, root: str, names_in_root: list[Found], filters: Filters) -> Iterator[Entry]:
     """Depth first; a stack, for folders may lie deeper than Python's own."""
-    folders = [(root, _in_order(_names(place, root)))]
+    folders = [(root, _in_order(names_in_root))]
     while folders:
         folder, names = folders[-1]
         found = next(names, None)

@@ -1,7 +1,9 @@
 """Where pictures lie: a disk, or an object store reached through fsspec. A picture is judged alike in both."""
 
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
@@ -37,10 +39,10 @@ class Place(Protocol):
         """Raise ScanError, with the remedy, where there is nothing at `root`."""
 
     def is_folder(self, path: str) -> bool:
-        """Whether pictures may lie below `path`."""
+        """Whether pictures may lie below `path`; raises OSError where that cannot be told."""
 
     def file(self, path: str) -> Found:
-        """The file at `path`, whatever its suffix."""
+        """The file at `path`, whatever its suffix; raises OSError where it cannot be looked up."""
 
     def names(self, folder: str) -> list[Found]:
         """Pictures, by suffix, and folders right below `folder`; raises OSError where it cannot be listed."""
@@ -85,7 +87,7 @@ class Disk:
 
     def file(self, path: str) -> Found:
         """See `Place.file`."""
-        return Found(Path(path).name, False, *_of_disk(path))
+        return Found(Path(path).name, False, *_size_and_stamp(Path(path).stat()))
 
     def names(self, folder: str) -> list[Found]:
         """See `Place.names`. A folder named like a photograph is given as one: reading it says what is wrong."""
@@ -133,23 +135,21 @@ class Store:
 
     def is_folder(self, path: str) -> bool:
         """See `Place.is_folder`."""
-        return bool(self._store.isdir(self._inner(path)))
+        with _errors_of_a_store():
+            return bool(self._store.isdir(self._inner(path)))
 
     def file(self, path: str) -> Found:
         """See `Place.file`."""
-        return _of_store(path.rpartition("/")[2], self._store.info(self._inner(path)))
+        with _errors_of_a_store():
+            return _of_store(path.rpartition("/")[2], self._store.info(self._inner(path)))
 
     def names(self, folder: str) -> list[Found]:
         """See `Place.names`. Keys with an empty part (`a//b`) lie in a folder without a name."""
         inner = self._inner(folder)
         if folder.endswith("/"):
             raise NotADirectoryError(folder)  # s3fs would list the folder that holds it, for ever
-        try:
+        with _errors_of_a_store():
             infos = self._store.ls(inner, detail=True)
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception as error:  # of the store's own kinds
-            raise OSError(f"the store failed with {type(error).__name__}") from error
         found = []
         for info in infos:
             path = info["name"].rstrip("/")
@@ -192,16 +192,32 @@ class Store:
         return str(self._store._strip_protocol(path))  # as every store spells paths without their address
 
 
+@contextmanager
+def _errors_of_a_store() -> Iterator[None]:
+    """Errors of whatever kinds a store has, as OSError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "the store has no such file or folder") from error
+    except PermissionError as error:
+        raise PermissionError(errno.EACCES, "these credentials have no permission") from error
+    except Exception as error:
+        raise OSError(f"the store failed with {type(error).__name__}") from error
+
+
 def _is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES
 
 
-def _of_disk(file: str | os.DirEntry[str]) -> tuple[int | None, str | None]:
+def _of_disk(file: os.DirEntry[str]) -> tuple[int | None, str | None]:
     """Size, and time of the last change in ns; both None for what is no file that can be looked up."""
     try:
-        status = file.stat() if isinstance(file, os.DirEntry) else Path(file).stat()
+        return _size_and_stamp(file.stat())
     except OSError:
         return None, None
+
+
+def _size_and_stamp(status: os.stat_result) -> tuple[int, str]:
     return status.st_size, str(status.st_mtime_ns)
 
 

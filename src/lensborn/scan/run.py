@@ -43,8 +43,8 @@ Progress = Callable[[str, int, int | None], None]  # what is done, how many file
 def settings_of(roots: Sequence[str], filters: Filters, info: ModelInfo) -> dict[str, Any]:
     """What must be the same for results to be continued, as JSON; `roots` as `checked_roots` gives them.
 
-    `folders_in_full`: where they lie, for `.` is another folder elsewhere; that stays in scan.json, as the table and its
-    summary say no more of a path than was given.
+    `folders_in_full`: where they lie, for `.` is another folder elsewhere; that stays in scan.json, as the table
+    and its summary say no more of a path than was given.
     """
     return {
         "format": FORMAT,
