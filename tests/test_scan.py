@@ -27,6 +27,7 @@ from PIL import Image
 from scipy.stats import false_discovery_control
 from typer.testing import CliRunner
 
+pa = pytest.importorskip("pyarrow", reason="the extra `scan` is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra `scan` is not installed")
 
 from lensborn.bundle import Bundle  # noqa: E402
@@ -362,12 +363,48 @@ def test_two_scans_cannot_share_a_folder(album: Path, detector: Detector, tmp_pa
         pass
 
 
-def test_a_damaged_part_is_named(album: Path, detector: Detector, tmp_path: Path) -> None:
-    out = tmp_path / "results"
-    judged_in(out, album / "album-0", detector)
-    (out / "parts" / "00000001.parquet").write_bytes(b"PAR1 no table PAR1")
+@pytest.mark.parametrize("damage", ["no table", "end", "page", "empty"])
+def test_a_damaged_part_is_named(tmp_path: Path, damage: str) -> None:
+    part = tmp_path / "00000001.parquet"
+    pq.write_table(tables.table_of([{"path": f"{number}.jpg"} for number in range(1000)]), part)
+    whole = part.read_bytes()
+    part.write_bytes(
+        {
+            "no table": b"PAR1 no table PAR1",
+            "end": whole[:-100],
+            "page": whole[:4] + bytes([255]) * 40 + whole[44:],
+            "empty": b"",
+        }[damage]
+    )
     with pytest.raises(ScanError, match=r"00000001.parquet is damaged: remove it"):
-        judged_in(out, album / "album-0", detector)
+        list(tables.judged([Entry("5.jpg", None, None)], [part]))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "x"), PermissionError(errno.EACCES, "x"), pa.ArrowMemoryError("x")]
+)
+def test_a_part_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It may be whole, and hours of work: nobody is told to remove it."""
+    part = tmp_path / "00000001.parquet"
+    pq.write_table(tables.table_of([{"path": "5.jpg"}]), part)
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    for call in ("__init__", "read_row_group", "iter_batches"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pq.ParquetFile, call, failing)
+            with pytest.raises(ScanError, match=r"00000001.parquet cannot be read .* is kept") as refused:
+                list(tables.judged([Entry("5.jpg", None, None)], [part]))
+            assert "remove" not in str(refused.value)
+
+
+def test_a_part_that_is_gone_is_not_called_damaged(tmp_path: Path) -> None:
+    """The system's own error, as Arrow passes it on."""
+    with pytest.raises(ScanError, match=r"gone.parquet cannot be read \(No such file or directory\)"):
+        list(tables.read_columns(tmp_path / "gone.parquet", ["path"]))
 
 
 # --- disks that refuse --------------------------------------------------------------------------------
