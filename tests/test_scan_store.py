@@ -121,6 +121,37 @@ def test_no_more_than_allowed_is_fetched(s3: Any) -> None:
         place.read(f"s3://{BUCKET}/large.jpg", 10)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "github://pictures/album",
+        "ftp://127.0.0.1:1/album",
+        "hdfs://127.0.0.1:1/album",
+        "zip://album",
+        "zip://album::/nowhere.zip",
+        "dir://album",
+        "nowhere://album",
+    ],
+)
+def test_a_store_that_cannot_be_set_up_is_wrong_usage(
+    tiny_bundle: Bundle, tmp_path: Path, address: str
+) -> None:
+    """fsspec's file systems raise what they like: TypeError, OSError, AttributeError."""
+    refused = scan(address, "--out", tmp_path / "results", "--model", tiny_bundle.path)
+    assert (refused.exit_code, type(refused.exception)) == (2, SystemExit)
+    assert address.partition("//")[0] in refused.stderr
+    assert "check the address" in refused.stderr or "package" in refused.stderr
+
+
+def test_an_address_says_which_host() -> None:
+    """WebHDFS, which has no other way to know; it connects later."""
+    for host in ("one:9870", "another:9871"):
+        place = place_of(f"webhdfs://{host}/album/0.jpg")
+        assert isinstance(place, Store)
+        assert place is place_of(f"webhdfs://{host}/other/1.jpg")
+        assert host in place._store.url
+
+
 def test_what_cannot_be_reached_is_wrong_usage(
     s3: Any, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +164,7 @@ def test_what_cannot_be_reached_is_wrong_usage(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         silent = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        store = Store("s3")
+        store = Store("s3://album")
         settings = {"connect_timeout": 1, "retries": {"max_attempts": 0}}
         store._store = fsspec.filesystem("s3", endpoint_url=silent, config_kwargs=settings)
         with pytest.raises(ValueError, match="cannot be reached"):

@@ -55,13 +55,16 @@ class Place(Protocol):
 
 
 def place_of(path: str) -> Place:
-    """The place that a path belongs to. Raises ScanError, naming the package, where a store needs another one."""
-    return _store(path.partition("://")[0]) if is_remote(path) else Disk()
+    """The place that a path belongs to. Raises ScanError where it is in a store that cannot be set up."""
+    if not is_remote(path):
+        return Disk()
+    protocol, _, rest = path.partition("://")
+    return _store(f"{protocol}://{rest.partition('/')[0]}")
 
 
 @cache
-def _store(protocol: str) -> "Store":
-    return Store(protocol)
+def _store(address: str) -> "Store":
+    return Store(address)
 
 
 def is_remote(path: str) -> bool:
@@ -111,16 +114,22 @@ class Disk:
 
 
 class Store:
-    """An object store, by the name of its protocol. Threads may share it; listings are not kept."""
+    """An object store, by its address up to the host or bucket. Threads may share it; listings are not kept."""
 
-    def __init__(self, protocol: str) -> None:
-        """Reach the store, with the settings that fsspec finds. Raises ScanError where a package is missing."""
+    def __init__(self, address: str) -> None:
+        """Set up the store, with what the address says and the settings that fsspec finds. Raises ScanError."""
+        protocol = address.partition("://")[0]
         try:
-            import fsspec  # noqa: PLC0415  (for stores only)
+            from fsspec.core import url_to_fs  # noqa: PLC0415  (for stores only)
 
-            self._store = fsspec.filesystem(protocol, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise ScanError(f"{protocol}:// cannot be read: {error}") from error
+            self._store, _ = url_to_fs(address, use_listings_cache=False)
+        except ImportError as error:
+            raise ScanError(f"{protocol}:// needs a package that is not installed: {error}") from error
+        except Exception as error:  # of the store's own kinds
+            raise ScanError(
+                f"{protocol}:// cannot be read ({type(error).__name__}: {error}): check the address and the "
+                "connection, or copy the pictures to a disk"
+            ) from error
 
     def check(self, root: str) -> None:
         """See `Place.check`."""
