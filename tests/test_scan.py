@@ -226,7 +226,7 @@ def test_killed_scans_make_the_table_of_an_undisturbed_one(
     assert content(out) == content(undisturbed)
 
 
-def judged_in(out: Path, album: Path, detector: Detector, **options: Any) -> int:
+def judged_in(out: Path, album: Path, detector: Detector, *, overwrite: bool = False, **options: Any) -> int:
     """Scan, and count what was judged."""
     pending: list[int] = []
     roots = checked_roots([str(album)])
@@ -237,7 +237,7 @@ def judged_in(out: Path, album: Path, detector: Detector, **options: Any) -> int
             pending.append(files)
             yield files, found
 
-    with Results.opened(out, settings) as results:
+    with Results.opened(out, settings, overwrite=overwrite) as results:
         running.scan(results, roots, Filters(), watched, settings, share=0.0, rate=0.1, **options)
     return sum(pending)
 
@@ -456,6 +456,28 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ScanError, match="check the path"), Results.opened(tmp_path / "file" / "results", {}):
         pass
+
+
+def test_old_files_that_may_not_be_removed(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk's last word, once the table is written; and where a scan starts anew."""
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "a.jpg").write_text("no picture")
+    unlink = Path.unlink
+
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".parquet":
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    for overwrite in (False, True):
+        with pytest.raises(ScanError, match="results may not be written: get the permission"):
+            judged_in(tmp_path / "results", tmp_path / "album", detector, overwrite=overwrite)
+    monkeypatch.undo()
+    judged_in(tmp_path / "results", tmp_path / "album", detector)
+    assert not [*(tmp_path / "results" / "parts").iterdir()]
 
 
 def test_a_folder_with_other_files_is_refused(album: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -847,6 +869,8 @@ def test_a_sheet_without_its_pictures(tiny_bundle: Bundle, examples: Path, tmp_p
     (folder / "album-0" / "1.jpg").unlink()
     (out / "sheet.html").write_text(sheet(out / "faces.parquet", told(out), 0.0), "utf-8")
     assert "cannot be read any more" in check_sheet(out, 3, 2)
+    assert scan(folder, "--out", out, "--model", tiny_bundle.path).exit_code == 0
+    assert len(rows(out)) == 2 and not (out / "sheet.html").exists()  # it would show what the table has not
 
 
 # --- the extra ----------------------------------------------------------------------------------------

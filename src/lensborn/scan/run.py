@@ -106,7 +106,7 @@ def scan(
         write_table(
             file, _whole(_counted(found, "writing", n_listed, progress)), {"lensborn": json.dumps(asked)}
         )
-    results.drop_parts()
+    results.drop_old()
     told = asked | summary(tally(read_columns(results.table, COLUMNS), share), rate)
     write_whole(results.folder / SUMMARY, json.dumps(told, indent=2) + "\n")
     return told
