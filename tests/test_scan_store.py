@@ -2,19 +2,22 @@
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
 from test_scan import check_sheet, rows, save_pictures, scan, told
 
 from lensborn.bundle import Bundle
+from lensborn.detector import Detector
 from lensborn.photo import UnreadableError
 
 for extra in ("pyarrow", "s3fs", "boto3", "moto.server"):
     pytest.importorskip(extra, reason="needs pip install 'lensborn[dev]'")
 
-from lensborn.scan.places import Store, place_of  # noqa: E402
+from lensborn.scan.places import LARGE_BYTES, Store, place_of  # noqa: E402
 
 BUCKET = "pictures"
 
@@ -111,6 +114,29 @@ def test_keys_that_cannot_be_listed_are_told(
     assert found["a.jpg/b.jpg"]["status"] == "ok"
     assert "rename them" in found[""]["error"]
     assert len(found) == 13 + 2
+
+
+@pytest.mark.parametrize(("size", "together"), [(LARGE_BYTES, True), (LARGE_BYTES + 1, False), (None, False)])
+def test_large_objects_are_held_one_at_a_time(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, size: int | None, together: bool
+) -> None:
+    """Two threads: while one has an object in hand, can the other fetch its own?"""
+    place, both = Store("memory://album"), Barrier(2)
+    met: list[bool] = []
+
+    def fetched(self: Store, path: str, size: int | None) -> bytes:
+        try:
+            both.wait(5 if together else 0.3)
+            met.append(True)
+        except BrokenBarrierError:
+            met.append(False)
+        return b"no picture"
+
+    monkeypatch.setattr(Store, "read", fetched)
+    with ThreadPoolExecutor(2) as pool:
+        judged = [pool.submit(place.judge, detector, f"memory://album/{n}.jpg", size) for n in range(2)]
+    assert [one.result().status for one in judged] == ["unreadable"] * 2
+    assert met == [together] * 2
 
 
 def test_no_more_than_allowed_is_fetched(s3: Any) -> None:

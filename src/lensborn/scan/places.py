@@ -3,9 +3,10 @@
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 from lensborn import defaults
@@ -21,6 +22,8 @@ _STAMPS = (
     "updated",
     "created",
 )  # as the stores call it, the best first
+LARGE_BYTES = 32 * 2**20  # beyond this, or where a store does not say, one object is held at a time
+_LARGE = Lock()
 
 
 class Found(NamedTuple):
@@ -192,8 +195,10 @@ class Store:
         """See `Place.judge`."""
         if path.endswith("/"):
             return detector.unreadable(path, "keys with an empty part (//) cannot be listed: rename them")
+        large = _LARGE if size is None or size > LARGE_BYTES else nullcontext()
         try:
-            return detector.detect_bytes(self.read(path, size), path)
+            with large:
+                return detector.detect_bytes(self.read(path, size), path)
         except UnreadableError as error:
             return detector.unreadable(path, str(error))
 
