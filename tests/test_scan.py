@@ -35,6 +35,7 @@ from lensborn.cli import app  # noqa: E402
 from lensborn.detector import Detector  # noqa: E402
 from lensborn.photo import find_photos  # noqa: E402
 from lensborn.scan import run as running  # noqa: E402
+from lensborn.scan import sheet as pages  # noqa: E402
 from lensborn.scan import table as tables  # noqa: E402
 from lensborn.scan.errors import ScanError  # noqa: E402
 from lensborn.scan.listing import (  # noqa: E402
@@ -156,6 +157,36 @@ def test_the_summary_counts_the_table(undisturbed: Path, tiny_bundle: Bundle) ->
     assert (summary["model"], summary["sha256"], summary["alpha"]) == ("tiny", tiny_bundle.sha256, 0.05)
     metadata = pq.read_metadata(undisturbed / "faces.parquet").metadata
     assert json.loads(metadata[b"lensborn"])["sha256"] == tiny_bundle.sha256
+
+
+@pytest.mark.parametrize("channels", ["tiny_bundle", "known_bundle"])
+def test_the_first_channel_has_all_of_alpha_where_it_is_alone(
+    request: pytest.FixtureRequest,
+    examples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    channels: str,
+) -> None:
+    bundle = request.getfixturevalue(channels)
+    shares: list[float] = []
+    judge_all, page_of = running.scan, pages.sheet
+
+    def watched(*given: Any, share: float, **options: Any) -> dict[str, Any]:
+        shares.append(share)
+        return judge_all(*given, share=share, **options)
+
+    def watched_page(table: Path, summary: dict[str, Any], share: float) -> str:
+        shares.append(share)
+        return page_of(table, summary, share)
+
+    monkeypatch.setattr(running, "scan", watched)
+    monkeypatch.setattr(pages, "sheet", watched_page)
+    save_pictures(tmp_path / "album", examples, 1)
+    done = scan(tmp_path / "album", "--out", tmp_path / "results", "--model", bundle.path, "--sheet")
+    assert done.exit_code == 0, done.output
+    known = Detector.load(bundle.path).known
+    assert shares == [known.share if known else 0.0] * 2
+    assert (known is None) == (channels == "tiny_bundle")
 
 
 def test_nothing_else_is_left(undisturbed: Path) -> None:

@@ -77,8 +77,8 @@ def scan(
 
     Files whose rows are there, with the same size and stamp, are not judged again, except unreadable ones. The
     table does not depend on how often this was interrupted, nor on the engine. `share`: of alpha, for the known
-    channel. `rate`: of false discoveries. Raises ScanError where there are no pictures, or the results cannot be
-    written or read.
+    channel; 0 for a model without one. `rate`: of false discoveries. Raises ScanError where there are no pictures,
+    or the results cannot be written or read.
     """
     with whole_file(results.listing) as file:
         write_listing(file, _counted(listed(roots, filters), "listing", None, progress))
