@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from PIL import Image
 from scipy.stats import false_discovery_control
 from typer.testing import CliRunner
 
+pa = pytest.importorskip("pyarrow", reason="the extra `scan` is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra `scan` is not installed")
 
 from lensborn.bundle import Bundle  # noqa: E402
@@ -34,6 +35,7 @@ from lensborn.cli import app  # noqa: E402
 from lensborn.detector import Detector  # noqa: E402
 from lensborn.photo import find_photos  # noqa: E402
 from lensborn.scan import run as running  # noqa: E402
+from lensborn.scan import sheet as pages  # noqa: E402
 from lensborn.scan import table as tables  # noqa: E402
 from lensborn.scan.errors import ScanError  # noqa: E402
 from lensborn.scan.listing import (  # noqa: E402
@@ -157,6 +159,36 @@ def test_the_summary_counts_the_table(undisturbed: Path, tiny_bundle: Bundle) ->
     assert json.loads(metadata[b"lensborn"])["sha256"] == tiny_bundle.sha256
 
 
+@pytest.mark.parametrize("channels", ["tiny_bundle", "known_bundle"])
+def test_the_first_channel_has_all_of_alpha_where_it_is_alone(
+    request: pytest.FixtureRequest,
+    examples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    channels: str,
+) -> None:
+    bundle = request.getfixturevalue(channels)
+    shares: list[float] = []
+    judge_all, page_of = running.scan, pages.sheet
+
+    def watched(*given: Any, share: float, **options: Any) -> dict[str, Any]:
+        shares.append(share)
+        return judge_all(*given, share=share, **options)
+
+    def watched_page(table: Path, summary: dict[str, Any], share: float) -> str:
+        shares.append(share)
+        return page_of(table, summary, share)
+
+    monkeypatch.setattr(running, "scan", watched)
+    monkeypatch.setattr(pages, "sheet", watched_page)
+    save_pictures(tmp_path / "album", examples, 1)
+    done = scan(tmp_path / "album", "--out", tmp_path / "results", "--model", bundle.path, "--sheet")
+    assert done.exit_code == 0, done.output
+    known = Detector.load(bundle.path).known
+    assert shares == [known.share if known else 0.0] * 2
+    assert (known is None) == (channels == "tiny_bundle")
+
+
 def test_nothing_else_is_left(undisturbed: Path) -> None:
     names = sorted(path.relative_to(undisturbed).as_posix() for path in undisturbed.rglob("*"))
     assert [name for name in names if name != ".lock"] == [
@@ -225,7 +257,7 @@ def test_killed_scans_make_the_table_of_an_undisturbed_one(
     assert content(out) == content(undisturbed)
 
 
-def judged_in(out: Path, album: Path, detector: Detector, **options: Any) -> int:
+def judged_in(out: Path, album: Path, detector: Detector, *, overwrite: bool = False, **options: Any) -> int:
     """Scan, and count what was judged."""
     pending: list[int] = []
     roots = checked_roots([str(album)])
@@ -236,7 +268,7 @@ def judged_in(out: Path, album: Path, detector: Detector, **options: Any) -> int
             pending.append(files)
             yield files, found
 
-    with Results.opened(out, settings) as results:
+    with Results.opened(out, settings, overwrite=overwrite) as results:
         running.scan(results, roots, Filters(), watched, settings, share=0.0, rate=0.1, **options)
     return sum(pending)
 
@@ -315,6 +347,42 @@ def test_results_of_another_scan_are_refused(
     assert {Path(row["path"]).parent.name for row in rows(out)} == {"album-1"}
 
 
+def test_the_same_words_in_another_folder_are_another_scan(
+    detector: Detector, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    for name in ("one", "other"):
+        save_pictures(tmp_path / name, examples, 1)
+    asked = []
+    for name in ("one", "other", "one/album-0/.."):
+        monkeypatch.chdir(tmp_path / name)
+        asked.append(running.settings_of(checked_roots(["."]), Filters(), detector.info))
+    assert asked[0] == asked[2] != asked[1]
+    with Results.opened(out, asked[0]) as results:
+        engine = running.on_this_machine(detector)
+        running.scan(results, ["."], Filters(), engine, asked[0], share=0.0, rate=0.1)
+    assert [row["path"] for row in rows(out)] == ["./album-0/0.jpg"]
+    with pytest.raises(ScanError, match="its folders_in_full differ"), Results.opened(out, asked[1]):
+        pass
+    assert str(tmp_path).encode() not in b"".join(content(out))
+    stores = ["s3://bucket/prefix"]
+    assert running.settings_of(stores, Filters(), detector.info)["folders_in_full"] == stores
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "\udcff"])
+def test_damaged_settings_can_be_overwritten(tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "results"
+    with Results.opened(out, {"folders": []}):
+        pass
+    (out / "scan.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ScanError, match="--overwrite"), Results.opened(out, {"folders": []}):
+        pass
+    with Results.opened(out, {"folders": []}, overwrite=True):
+        pass
+    with Results.opened(out, {"folders": []}):
+        pass
+
+
 def test_two_scans_cannot_share_a_folder(album: Path, detector: Detector, tmp_path: Path) -> None:
     with (
         Results.opened(tmp_path / "results", {}),
@@ -326,12 +394,48 @@ def test_two_scans_cannot_share_a_folder(album: Path, detector: Detector, tmp_pa
         pass
 
 
-def test_a_damaged_part_is_named(album: Path, detector: Detector, tmp_path: Path) -> None:
-    out = tmp_path / "results"
-    judged_in(out, album / "album-0", detector)
-    (out / "parts" / "00000001.parquet").write_bytes(b"PAR1 no table PAR1")
+@pytest.mark.parametrize("damage", ["no table", "end", "page", "empty"])
+def test_a_damaged_part_is_named(tmp_path: Path, damage: str) -> None:
+    part = tmp_path / "00000001.parquet"
+    pq.write_table(tables.table_of([{"path": f"{number}.jpg"} for number in range(1000)]), part)
+    whole = part.read_bytes()
+    part.write_bytes(
+        {
+            "no table": b"PAR1 no table PAR1",
+            "end": whole[:-100],
+            "page": whole[:4] + bytes([255]) * 40 + whole[44:],
+            "empty": b"",
+        }[damage]
+    )
     with pytest.raises(ScanError, match=r"00000001.parquet is damaged: remove it"):
-        judged_in(out, album / "album-0", detector)
+        list(tables.judged([Entry("5.jpg", None, None)], [part]))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "x"), PermissionError(errno.EACCES, "x"), pa.ArrowMemoryError("x")]
+)
+def test_a_part_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It may be whole, and hours of work: nobody is told to remove it."""
+    part = tmp_path / "00000001.parquet"
+    pq.write_table(tables.table_of([{"path": "5.jpg"}]), part)
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    for call in ("__init__", "read_row_group", "iter_batches"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pq.ParquetFile, call, failing)
+            with pytest.raises(ScanError, match=r"00000001.parquet cannot be read .* is kept") as refused:
+                list(tables.judged([Entry("5.jpg", None, None)], [part]))
+            assert "remove" not in str(refused.value)
+
+
+def test_a_part_that_is_gone_is_not_called_damaged(tmp_path: Path) -> None:
+    """The system's own error, as Arrow passes it on."""
+    with pytest.raises(ScanError, match=r"gone.parquet cannot be read \(No such file or directory\)"):
+        list(tables.read_columns(tmp_path / "gone.parquet", ["path"]))
 
 
 # --- disks that refuse --------------------------------------------------------------------------------
@@ -383,6 +487,28 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ScanError, match="check the path"), Results.opened(tmp_path / "file" / "results", {}):
         pass
+
+
+def test_old_files_that_may_not_be_removed(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk's last word, once the table is written; and where a scan starts anew."""
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "a.jpg").write_text("no picture")
+    unlink = Path.unlink
+
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".parquet":
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    for overwrite in (False, True):
+        with pytest.raises(ScanError, match="results may not be written: get the permission"):
+            judged_in(tmp_path / "results", tmp_path / "album", detector, overwrite=overwrite)
+    monkeypatch.undo()
+    judged_in(tmp_path / "results", tmp_path / "album", detector)
+    assert not [*(tmp_path / "results" / "parts").iterdir()]
 
 
 def test_a_folder_with_other_files_is_refused(album: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -449,6 +575,56 @@ def test_several_roots_are_in_one_order(
     assert set(found) == expected
 
 
+def test_roots_spelt_in_each_other_are_in_one_order(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link, and `..`: they lie elsewhere, and their pictures stand between those of the other root."""
+    for name in ("root/a.jpg", "root/z.jpg", "elsewhere/m.jpg", "linked/m.jpg", "b c/x.jpg", "file.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "root" / "link").symlink_to("../linked")
+    (tmp_path / "root" / "k.jpg").symlink_to("../file.jpg")  # found below root, and given
+    monkeypatch.chdir(tmp_path)
+    given = ["root", "root/link", "root/../elsewhere", "root/k.jpg", "b c"]
+    roots = checked_roots(given)
+    found = [entry.path for entry in listed(roots, Filters())]
+    assert found == [
+        "b c/x.jpg",
+        "root/../elsewhere/m.jpg",
+        "root/a.jpg",
+        "root/k.jpg",
+        "root/link/m.jpg",
+        "root/z.jpg",
+    ]
+    assert found == sorted(found, key=sort_key)
+    settings = running.settings_of(roots, Filters(), detector.info)
+    with Results.opened(tmp_path / "results", settings) as results:
+        engine = running.on_this_machine(detector)
+        scanned = running.scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+    assert scanned["files"]["unreadable"] == len(found) == len(rows(tmp_path / "results"))
+
+
+def test_one_folder_by_two_spellings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    for roots in (["a", str(tmp_path / "a")], ["link", "a"], ["a/../a", "a"], [".", "a"], ["a", "loop"]):
+        with pytest.raises(ScanError, match=r"lies in|cannot be read"):
+            checked_roots(roots)
+
+
+def test_many_roots_are_checked_in_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each path is compared with its own parents, not with every other root."""
+    compared: list[PurePosixPath] = []
+    monkeypatch.setattr(PurePosixPath, "is_relative_to", lambda *paths: compared.append(paths[0]))
+    roots = [str(tmp_path / f"{number}") for number in range(200)]
+    for root in roots:
+        Path(root).mkdir()
+    assert checked_roots(roots) == sorted(roots)
+    assert len(compared) <= len(roots)
+
+
 def test_filters(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png", "thumbs/a.jpg", "deep/thumbs/c.jpg", "deep/d.jpg"):
         path = tmp_path / name
@@ -506,6 +682,45 @@ def test_a_folder_that_cannot_be_listed(
             names(tmp_path)
     else:
         assert names(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("names", PermissionError(errno.EACCES, "Permission denied")),
+        ("names", FileNotFoundError(errno.ENOENT, "No such file or directory")),
+        ("names", OSError(errno.EIO, "Input/output error")),
+        ("is_folder", PermissionError(errno.EACCES, "Permission denied")),
+        ("file", OSError(errno.ESTALE, "Stale file handle")),
+        ("file", FileNotFoundError(errno.ENOENT, "No such file or directory")),
+    ],
+)
+def test_a_folder_given_that_fails_later_is_named(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: OSError
+) -> None:
+    """Not the results' folder, which has no part in it; and no file of an earlier scan seems gone."""
+    root, out = tmp_path / ("album.jpg" if call == "file" else "album"), tmp_path / "results"
+    root.touch() if call == "file" else root.mkdir()
+    roots = checked_roots([str(root)])
+    settings = running.settings_of(roots, Filters(), detector.info)
+
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Disk, call, failing)
+    with Results.opened(out, settings) as results, pytest.raises(ScanError) as refused:
+        engine = running.on_this_machine(detector)
+        running.scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+    assert str(root) in str(refused.value) and str(out) not in str(refused.value)
+    assert (error.strerror or "") in str(refused.value) and "run the same command again" in str(refused.value)
+
+
+def test_a_picture_given_that_is_gone_stops_the_scan(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    roots = checked_roots([str(tmp_path / "a.jpg")])
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(ScanError, match=r"a.jpg cannot be read \(No such file"):
+        list(listed(roots, Filters()))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names that are no text")
@@ -685,6 +900,8 @@ def test_a_sheet_without_its_pictures(tiny_bundle: Bundle, examples: Path, tmp_p
     (folder / "album-0" / "1.jpg").unlink()
     (out / "sheet.html").write_text(sheet(out / "faces.parquet", told(out), 0.0), "utf-8")
     assert "cannot be read any more" in check_sheet(out, 3, 2)
+    assert scan(folder, "--out", out, "--model", tiny_bundle.path).exit_code == 0
+    assert len(rows(out)) == 2 and not (out / "sheet.html").exists()  # it would show what the table has not
 
 
 # --- the extra ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_scan import content, save_pictures, scan
@@ -91,6 +92,22 @@ def test_a_worker_with_another_model_is_told(tiny_bundle: Bundle, examples: Path
     other = replace(Detector.load(tiny_bundle.path).info, sha256="0" * 64)
     with pytest.raises(ScanError, match="a worker has another model tiny"):
         list(cluster.on_ray(tiny_bundle.path, other)(entries))
+
+
+@pytest.mark.parametrize("workers", [None, 1, 3])
+def test_a_cluster_without_processors_is_told(workers: int | None) -> None:
+    """A head that does no work, a node with accelerators alone, and one that is gone."""
+    nodes: list[dict[str, Any]] = [
+        {"Alive": True, "Resources": {"CPU": 0.0}},
+        {"Alive": True, "Resources": {"GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 8.0}},
+    ]
+    with pytest.raises(ScanError, match="has processors: start one"):
+        cluster.division(nodes, workers)
+    nodes += [{"Alive": True, "Resources": {"CPU": cores}} for cores in (4.0, 16.0)]
+    assert cluster.division(nodes, workers) == {None: (2, 4), 1: (1, 4), 3: (3, 4)}[workers]
+    assert cluster.division(nodes, 10) == (10, 2)
+    assert cluster.division(nodes, 100) == (100, 1)
 
 
 def test_relative_paths_are_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:

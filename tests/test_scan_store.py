@@ -2,19 +2,22 @@
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
 from test_scan import check_sheet, rows, save_pictures, scan, told
 
 from lensborn.bundle import Bundle
+from lensborn.detector import Detector
 from lensborn.photo import UnreadableError
 
 for extra in ("pyarrow", "s3fs", "boto3", "moto.server"):
     pytest.importorskip(extra, reason="needs pip install 'lensborn[dev]'")
 
-from lensborn.scan.places import Store, place_of  # noqa: E402
+from lensborn.scan.places import LARGE_BYTES, Store, place_of  # noqa: E402
 
 BUCKET = "pictures"
 
@@ -113,12 +116,66 @@ def test_keys_that_cannot_be_listed_are_told(
     assert len(found) == 13 + 2
 
 
+@pytest.mark.parametrize(("size", "together"), [(LARGE_BYTES, True), (LARGE_BYTES + 1, False), (None, False)])
+def test_large_objects_are_held_one_at_a_time(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, size: int | None, together: bool
+) -> None:
+    """Two threads: while one has an object in hand, can the other fetch its own?"""
+    place, both = Store("memory://album"), Barrier(2)
+    met: list[bool] = []
+
+    def fetched(self: Store, path: str, size: int | None) -> bytes:
+        try:
+            both.wait(5 if together else 0.3)
+            met.append(True)
+        except BrokenBarrierError:
+            met.append(False)
+        return b"no picture"
+
+    monkeypatch.setattr(Store, "read", fetched)
+    with ThreadPoolExecutor(2) as pool:
+        judged = [pool.submit(place.judge, detector, f"memory://album/{n}.jpg", size) for n in range(2)]
+    assert [one.result().status for one in judged] == ["unreadable"] * 2
+    assert met == [together] * 2
+
+
 def test_no_more_than_allowed_is_fetched(s3: Any) -> None:
     place = place_of(f"s3://{BUCKET}/large.jpg")
     with pytest.raises(UnreadableError, match="more than"):
         place.read(f"s3://{BUCKET}/large.jpg", 2**40)
     with pytest.raises(UnreadableError, match="no such file"):
         place.read(f"s3://{BUCKET}/large.jpg", 10)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "github://pictures/album",
+        "ftp://127.0.0.1:1/album",
+        "hdfs://127.0.0.1:1/album",
+        "zip://album",
+        "zip://album::/nowhere.zip",
+        "dir://album",
+        "nowhere://album",
+    ],
+)
+def test_a_store_that_cannot_be_set_up_is_wrong_usage(
+    tiny_bundle: Bundle, tmp_path: Path, address: str
+) -> None:
+    """fsspec's file systems raise what they like: TypeError, OSError, AttributeError."""
+    refused = scan(address, "--out", tmp_path / "results", "--model", tiny_bundle.path)
+    assert (refused.exit_code, type(refused.exception)) == (2, SystemExit)
+    assert address.partition("//")[0] in refused.stderr
+    assert "check the address" in refused.stderr or "package" in refused.stderr
+
+
+def test_an_address_says_which_host() -> None:
+    """WebHDFS, which has no other way to know; it connects later."""
+    for host in ("one:9870", "another:9871"):
+        place = place_of(f"webhdfs://{host}/album/0.jpg")
+        assert isinstance(place, Store)
+        assert place is place_of(f"webhdfs://{host}/other/1.jpg")
+        assert host in place._store.url
 
 
 def test_what_cannot_be_reached_is_wrong_usage(
@@ -133,10 +190,15 @@ def test_what_cannot_be_reached_is_wrong_usage(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         silent = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        store = Store("s3")
+        store = Store("s3://album")
         settings = {"connect_timeout": 1, "retries": {"max_attempts": 0}}
         store._store = fsspec.filesystem("s3", endpoint_url=silent, config_kwargs=settings)
         with pytest.raises(ValueError, match="cannot be reached"):
             store.check(f"s3://{BUCKET}/album")
+        for call in (store.is_folder, store.file, store.names):
+            with pytest.raises(OSError, match="the store failed with"):
+                call(f"s3://{BUCKET}/album")
         with pytest.raises(UnreadableError, match="the store did not give"):
             store.read(f"s3://{BUCKET}/album/0.jpg", 10)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        place_of(f"s3://{BUCKET}").file(f"s3://{BUCKET}/nothing.jpg")

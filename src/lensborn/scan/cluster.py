@@ -5,7 +5,7 @@ lost worker had in hand is judged by another. Paths of pictures and model must m
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -70,12 +70,27 @@ class Worker:
         return pa.table({"files": [len(entries)], "rows": [sink.getvalue().to_pybytes()]})
 
 
+def division(nodes: Sequence[Mapping[str, Any]], workers: int | None) -> tuple[int, int]:
+    """How many workers there are, and how many cores Ray reserves for each, on `nodes` as `ray.nodes` gives them.
+
+    `workers`: as many as were asked for, None for one a machine. A worker's threads are not bound by what is
+    reserved: it judges on all cores of its machine. Raises ScanError where no node has processors.
+    """
+    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    machines = [number for number in cores if number]
+    if not machines:
+        raise ScanError(
+            "no node of the Ray cluster has processors: start one with `ray start --address=... --num-cpus=...`, "
+            "then run the same command again"
+        )
+    wanted = workers or len(machines)
+    return wanted, max(min(sum(machines) // wanted, *machines), 1)
+
+
 def _judged(
     entries: list[Entry], model: Path | None, info: ModelInfo, workers: int | None
 ) -> Iterator[tuple[int, list[Row]]]:
-    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    machines = [number for number in cores if number]
-    wanted = workers or len(machines)
+    wanted, reserved = division(ray.nodes(), workers)
     table = pa.Table.from_pylist([asdict(entry) for entry in entries], LISTING)
     chunks = [table.slice(start, CHUNK) for start in range(0, len(table), CHUNK)]
     found = ray.data.from_arrow(chunks).map_batches(
@@ -84,7 +99,7 @@ def _judged(
         batch_size=CHUNK,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=wanted),
-        num_cpus=max(min(sum(machines) // wanted, *machines), 1),
+        num_cpus=reserved,
     )
     try:
         for row in found.iter_rows():

@@ -4,10 +4,12 @@ The order is that of the paths, compared part by part. Listing, results and tabl
 joined by reading each once, from start to end: only the names of one folder (and of those above it) are ever held.
 """
 
+import heapq
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from lensborn.scan.errors import ScanError
@@ -77,13 +79,21 @@ def checked_roots(roots: Sequence[str]) -> list[str]:
     have one path.
     """
     spelt = sorted({_spelt(root) for root in roots}, key=lambda root: sort_key(escaped(root)))
-    whole = {root: root if is_remote(root) else Path(root).resolve().as_posix() for root in spelt}
+    given: dict[PurePosixPath, str] = {}
     for root in spelt:
-        for other in spelt:
-            if root != other and PurePosixPath(whole[root]).is_relative_to(whole[other]):
-                raise ScanError(f"{root} lies in {other}: give one of the two")
+        if (other := given.setdefault(_resolved(root), root)) != root:
+            raise _twice(root, other)
+    for path, root in given.items():
+        for parent in path.parents:
+            if parent in given:
+                raise _twice(root, given[parent])
         place_of(root).check(root)
     return [escaped(root) for root in spelt]
+
+
+def resolved_roots(roots: Sequence[str]) -> list[str]:
+    """Where the roots (as `checked_roots` gives them) lie, whatever the folder that this process works in."""
+    return [root if is_remote(root) else escaped(_resolved(unescaped(root)).as_posix()) for root in roots]
 
 
 def listed(roots: Sequence[str], filters: Filters) -> Iterator[Entry]:
@@ -91,21 +101,58 @@ def listed(roots: Sequence[str], filters: Filters) -> Iterator[Entry]:
 
     Files are chosen by suffix, and links to folders are not followed, as `photo.find_photos` does. A folder that
     may not be listed, or is named like a photograph, is an entry too: judging it says what is wrong. Raises
-    ScanError where a folder could not be listed for another reason.
+    ScanError for a root that is gone or may not be read, and where a folder could not be listed for another reason.
     """
+    for together in _together(roots):
+        merged = heapq.merge(
+            *(_of_root(root, filters) for root in together), key=lambda entry: sort_key(entry.path)
+        )
+        for _, same in groupby(merged, key=lambda entry: entry.path):  # a link given, and found below a root
+            yield next(same)
+
+
+def _together(roots: Iterable[str]) -> Iterator[list[str]]:
+    """Roots, one group after the other in order: in a group, paths below one may stand between those of another.
+
+    That is where one is spelt as if it lay below another, and lies elsewhere: a link, or `..`.
+    """
+    group: list[str] = []
+    first: Key = ()
     for root in roots:
-        path = unescaped(root)
-        place = place_of(path)
-        if place.is_folder(path):
-            yield from _below(place, path, filters)
+        key = sort_key(root.rstrip("/"))
+        if group and key[: len(first)] != first:
+            yield group
+            group = []
+        if not group:
+            first = key
+        group.append(root)
+    if group:
+        yield group
+
+
+def _of_root(root: str, filters: Filters) -> Iterator[Entry]:
+    path = unescaped(root)
+    place = place_of(path)
+    names: list[Found] = []
+    try:
+        if is_folder := place.is_folder(path):
+            names = _names(place, path)
         else:
-            found = place.file(path)
-            yield Entry(root, found.size, found.stamp)
+            file = place.file(path)
+    except OSError as error:
+        raise ScanError(
+            f"{root} cannot be read ({error.strerror or error}): check it and run the same command again; what was "
+            "judged is kept"
+        ) from error
+    if is_folder:
+        yield from _below(place, path, names, filters)
+    else:
+        yield Entry(root, file.size, file.stamp)
 
 
-def _below(place: Place, root: str, filters: Filters) -> Iterator[Entry]:
+def _below(place: Place, root: str, names_in_root: list[Found], filters: Filters) -> Iterator[Entry]:
     """Depth first; a stack, for folders may lie deeper than Python's own."""
-    folders = [(root, _in_order(_names(place, root)))]
+    folders = [(root, _in_order(names_in_root))]
     while folders:
         folder, names = folders[-1]
         found = next(names, None)
@@ -143,6 +190,20 @@ def _names(place: Place, folder: str) -> list[Found]:
 
 def _in_order(names: list[Found]) -> Iterator[Found]:
     return iter(sorted(names, key=lambda found: (escaped(found.name), found.is_folder)))
+
+
+def _twice(root: str, other: str) -> ScanError:
+    return ScanError(f"{root} lies in {other}: give one of the two")
+
+
+def _resolved(root: str) -> PurePosixPath:
+    try:
+        return PurePosixPath(root if is_remote(root) else Path(root).resolve().as_posix())
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: links that lead to each other, before Python 3.13
+        raise ScanError(f"{root} cannot be read ({error}): check the path") from error
 
 
 def _spelt(root: str) -> str:

@@ -1,9 +1,12 @@
 """Where pictures lie: a disk, or an object store reached through fsspec. A picture is judged alike in both."""
 
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 from lensborn import defaults
@@ -19,6 +22,8 @@ _STAMPS = (
     "updated",
     "created",
 )  # as the stores call it, the best first
+LARGE_BYTES = 32 * 2**20  # beyond this, or where a store does not say, one object is held at a time
+_LARGE = Lock()
 
 
 class Found(NamedTuple):
@@ -37,10 +42,10 @@ class Place(Protocol):
         """Raise ScanError, with the remedy, where there is nothing at `root`."""
 
     def is_folder(self, path: str) -> bool:
-        """Whether pictures may lie below `path`."""
+        """Whether pictures may lie below `path`; raises OSError where that cannot be told."""
 
     def file(self, path: str) -> Found:
-        """The file at `path`, whatever its suffix."""
+        """The file at `path`, whatever its suffix; raises OSError where it cannot be looked up."""
 
     def names(self, folder: str) -> list[Found]:
         """Pictures, by suffix, and folders right below `folder`; raises OSError where it cannot be listed."""
@@ -53,13 +58,16 @@ class Place(Protocol):
 
 
 def place_of(path: str) -> Place:
-    """The place that a path belongs to. Raises ScanError, naming the package, where a store needs another one."""
-    return _store(path.partition("://")[0]) if is_remote(path) else Disk()
+    """The place that a path belongs to. Raises ScanError where it is in a store that cannot be set up."""
+    if not is_remote(path):
+        return Disk()
+    protocol, _, rest = path.partition("://")
+    return _store(f"{protocol}://{rest.partition('/')[0]}")
 
 
 @cache
-def _store(protocol: str) -> "Store":
-    return Store(protocol)
+def _store(address: str) -> "Store":
+    return Store(address)
 
 
 def is_remote(path: str) -> bool:
@@ -85,7 +93,7 @@ class Disk:
 
     def file(self, path: str) -> Found:
         """See `Place.file`."""
-        return Found(Path(path).name, False, *_of_disk(path))
+        return Found(Path(path).name, False, *_size_and_stamp(Path(path).stat()))
 
     def names(self, folder: str) -> list[Found]:
         """See `Place.names`. A folder named like a photograph is given as one: reading it says what is wrong."""
@@ -109,16 +117,22 @@ class Disk:
 
 
 class Store:
-    """An object store, by the name of its protocol. Threads may share it; listings are not kept."""
+    """An object store, by its address up to the host or bucket. Threads may share it; listings are not kept."""
 
-    def __init__(self, protocol: str) -> None:
-        """Reach the store, with the settings that fsspec finds. Raises ScanError where a package is missing."""
+    def __init__(self, address: str) -> None:
+        """Set up the store, with what the address says and the settings that fsspec finds. Raises ScanError."""
+        protocol = address.partition("://")[0]
         try:
-            import fsspec  # noqa: PLC0415  (for stores only)
+            from fsspec.core import url_to_fs  # noqa: PLC0415  (for stores only)
 
-            self._store = fsspec.filesystem(protocol, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise ScanError(f"{protocol}:// cannot be read: {error}") from error
+            self._store, _ = url_to_fs(address, use_listings_cache=False)
+        except ImportError as error:
+            raise ScanError(f"{protocol}:// needs a package that is not installed: {error}") from error
+        except Exception as error:  # of the store's own kinds
+            raise ScanError(
+                f"{protocol}:// cannot be read ({type(error).__name__}: {error}): check the address and the "
+                "connection, or copy the pictures to a disk"
+            ) from error
 
     def check(self, root: str) -> None:
         """See `Place.check`."""
@@ -133,23 +147,21 @@ class Store:
 
     def is_folder(self, path: str) -> bool:
         """See `Place.is_folder`."""
-        return bool(self._store.isdir(self._inner(path)))
+        with _errors_of_a_store():
+            return bool(self._store.isdir(self._inner(path)))
 
     def file(self, path: str) -> Found:
         """See `Place.file`."""
-        return _of_store(path.rpartition("/")[2], self._store.info(self._inner(path)))
+        with _errors_of_a_store():
+            return _of_store(path.rpartition("/")[2], self._store.info(self._inner(path)))
 
     def names(self, folder: str) -> list[Found]:
         """See `Place.names`. Keys with an empty part (`a//b`) lie in a folder without a name."""
         inner = self._inner(folder)
         if folder.endswith("/"):
             raise NotADirectoryError(folder)  # s3fs would list the folder that holds it, for ever
-        try:
+        with _errors_of_a_store():
             infos = self._store.ls(inner, detail=True)
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception as error:  # of the store's own kinds
-            raise OSError(f"the store failed with {type(error).__name__}") from error
         found = []
         for info in infos:
             path = info["name"].rstrip("/")
@@ -183,8 +195,10 @@ class Store:
         """See `Place.judge`."""
         if path.endswith("/"):
             return detector.unreadable(path, "keys with an empty part (//) cannot be listed: rename them")
+        large = _LARGE if size is None or size > LARGE_BYTES else nullcontext()
         try:
-            return detector.detect_bytes(self.read(path, size), path)
+            with large:
+                return detector.detect_bytes(self.read(path, size), path)
         except UnreadableError as error:
             return detector.unreadable(path, str(error))
 
@@ -192,16 +206,32 @@ class Store:
         return str(self._store._strip_protocol(path))  # as every store spells paths without their address
 
 
+@contextmanager
+def _errors_of_a_store() -> Iterator[None]:
+    """Errors of whatever kinds a store has, as OSError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "the store has no such file or folder") from error
+    except PermissionError as error:
+        raise PermissionError(errno.EACCES, "these credentials have no permission") from error
+    except Exception as error:
+        raise OSError(f"the store failed with {type(error).__name__}") from error
+
+
 def _is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES
 
 
-def _of_disk(file: str | os.DirEntry[str]) -> tuple[int | None, str | None]:
+def _of_disk(file: os.DirEntry[str]) -> tuple[int | None, str | None]:
     """Size, and time of the last change in ns; both None for what is no file that can be looked up."""
     try:
-        status = file.stat() if isinstance(file, os.DirEntry) else Path(file).stat()
+        return _size_and_stamp(file.stat())
     except OSError:
         return None, None
+
+
+def _size_and_stamp(status: os.stat_result) -> tuple[int, str]:
     return status.st_size, str(status.st_mtime_ns)
 
 

@@ -76,23 +76,29 @@ class Results:
         last = max((int(path.stem) for path in self._parts.glob("*.parquet")), default=0)
         return self._parts / f"{last + 1:08}.parquet"
 
-    def drop_parts(self) -> None:
-        """Remove the parts, whose rows the table has, and the listing."""
-        for path in [*self._parts.glob("*.parquet"), self.listing]:
-            path.unlink(missing_ok=True)
+    def drop_old(self) -> None:
+        """Remove what a new table leaves behind: the parts, whose rows it has, the listing, and an older sheet.
+
+        Raises ScanError where the disk refuses.
+        """
+        try:
+            for path in [*self._parts.glob("*.parquet"), self.listing, self.folder / SHEET]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
 
     def _start(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         path = self.folder / _SETTINGS
-        found = _read_settings(path) if path.exists() else None
-        if found is not None and found != settings and not overwrite:
+        found = _read_settings(path) if path.exists() and not overwrite else None
+        if found is not None and found != settings:
             names = [name for name in settings if found.get(name) != settings[name]]
             raise ScanError(
                 f"{self.folder} has the results of another scan (its {', '.join(names)} differ): {_OTHER}"
             )
         try:
             if overwrite:
-                self.drop_parts()
-                for name in (TABLE, SUMMARY, SHEET):
+                self.drop_old()
+                for name in (TABLE, SUMMARY):
                     (self.folder / name).unlink(missing_ok=True)
             for left in [
                 *self.folder.glob(".*.new"),
@@ -103,7 +109,10 @@ class Results:
             raise cannot_write(self.folder, error) from error
         if found != settings:
             write_whole(path, json.dumps(settings, indent=2) + "\n")
-        self._parts.mkdir(exist_ok=True)
+        try:
+            self._parts.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import lensborn
 from lensborn.detector import Detector, ModelInfo, in_order
 from lensborn.scan.errors import ScanError
-from lensborn.scan.listing import Entry, Filters, listed, unescaped
+from lensborn.scan.listing import Entry, Filters, listed, resolved_roots, unescaped
 from lensborn.scan.places import place_of
 from lensborn.scan.results import SUMMARY, Results, whole_file, write_whole
 from lensborn.scan.summary import COLUMNS, summary, tally
@@ -41,7 +41,11 @@ Progress = Callable[[str, int, int | None], None]  # what is done, how many file
 
 
 def settings_of(roots: Sequence[str], filters: Filters, info: ModelInfo) -> dict[str, Any]:
-    """What must be the same for results to be continued, as JSON; `roots` as `checked_roots` gives them."""
+    """What must be the same for results to be continued, as JSON; `roots` as `checked_roots` gives them.
+
+    `folders_in_full`: where they lie, for `.` is another folder elsewhere; that stays in scan.json, as the table
+    and its summary say no more of a path than was given.
+    """
     return {
         "format": FORMAT,
         "lensborn": lensborn.__version__,
@@ -49,6 +53,7 @@ def settings_of(roots: Sequence[str], filters: Filters, info: ModelInfo) -> dict
         "sha256": info.sha256,
         "alpha": info.alpha,
         "folders": list(roots),
+        "folders_in_full": resolved_roots(roots),
         **{
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(filters).items()
@@ -72,8 +77,8 @@ def scan(
 
     Files whose rows are there, with the same size and stamp, are not judged again, except unreadable ones. The
     table does not depend on how often this was interrupted, nor on the engine. `share`: of alpha, for the known
-    channel. `rate`: of false discoveries. Raises ScanError where there are no pictures, or the results cannot be
-    written or read.
+    channel; 0 for a model without one. `rate`: of false discoveries. Raises ScanError where there are no pictures,
+    or the results cannot be written or read.
     """
     with whole_file(results.listing) as file:
         write_listing(file, _counted(listed(roots, filters), "listing", None, progress))
@@ -95,13 +100,14 @@ def scan(
             progress("judging", through, n_pending)
     finally:
         parts.write()
+    asked = {name: value for name, value in settings.items() if name != "folders_in_full"}
     with whole_file(results.table) as file:
         found = judged(read_listing(results.listing), results.tables())
         write_table(
-            file, _whole(_counted(found, "writing", n_listed, progress)), {"lensborn": json.dumps(settings)}
+            file, _whole(_counted(found, "writing", n_listed, progress)), {"lensborn": json.dumps(asked)}
         )
-    results.drop_parts()
-    told = settings | summary(tally(read_columns(results.table, COLUMNS), share), rate)
+    results.drop_old()
+    told = asked | summary(tally(read_columns(results.table, COLUMNS), share), rate)
     write_whole(results.folder / SUMMARY, json.dumps(told, indent=2) + "\n")
     return told
 

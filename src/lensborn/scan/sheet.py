@@ -64,8 +64,8 @@ _FIGURE = """<figure>
 def sheet(table: Path, told: dict[str, Any], share: float, faces: int = FACES) -> str:
     """The page for the table and what its summary says, with the `faces` of the lowest p-values.
 
-    `share`: of alpha, for the known channel. Faces too small to judge are left out. Pictures are read once more;
-    one that is gone or changed beyond reading leaves an empty frame.
+    `share`: of alpha, for the known channel; 0 without one. Faces too small to judge are left out. Pictures are
+    read once more; one that is gone or changed beyond reading leaves an empty frame.
     """
     rows = heapq.nsmallest(faces, _judged(table, share), key=_suspicion)
     return _PAGE.format(

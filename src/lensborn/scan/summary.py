@@ -1,7 +1,8 @@
 """Counts of a table, and how many of its faces can be flagged at a chosen false-discovery rate.
 
 Source: Benjamini and Hochberg, "Controlling the false discovery rate" (JRSS B, 1995); that it holds for conformal
-p-values: Bates et al., "Testing for outliers with conformal p-values" (Annals of Statistics, 2023). Conformal
+p-values: Bates et al., "Testing for outliers with conformal p-values" (Annals of Statistics, 2023). That is for the
+p-values of one channel; to those of two (`calibration.combined_p`) it is applied without a proof. Conformal
 p-values take few values, so a table of any size is counted in little memory.
 """
 
@@ -26,7 +27,10 @@ class Tally:
     p_values: Counter[float] = field(default_factory=Counter)
 
     def add(self, columns: Mapping[str, list[Any]], share: float) -> None:
-        """Count the rows of a table, given as its `COLUMNS`. `share`: of alpha, for the known channel."""
+        """Count the rows of a table, given as its `COLUMNS`.
+
+        `share`: of alpha, for the known channel; 0 for a model without one.
+        """
         for face, status, p, known_p, verdict in zip(*(columns[name] for name in COLUMNS), strict=True):
             if not face:  # one row a file: the first face, or none
                 self.files[status] += 1
@@ -48,7 +52,8 @@ def benjamini_hochberg(p_values: Mapping[float, int], rate: float) -> tuple[int,
     """How many of the p-values, each with its count, are flagged, and the largest of them (None: none is).
 
     With m p-values, it is the largest that is at most `rate` k / m, where k are at most as large. Among the
-    flagged, the expected share of photographs like those calibrated on is then at most `rate`.
+    flagged, the expected share of photographs like those calibrated on is then at most `rate`, for p-values of one
+    channel.
     """
     m = sum(p_values.values())
     k, flagged, threshold = 0, 0, None

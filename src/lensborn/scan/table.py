@@ -6,7 +6,9 @@ and nothing in it tells how often the scan was interrupted.
 """
 
 import heapq
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
@@ -92,7 +94,7 @@ def write_listing(file: BinaryIO, entries: Iterable[Entry]) -> None:
 
 def read_listing(path: Path) -> Iterator[Entry]:
     """The entries that `write_listing` wrote."""
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         for batch in file.iter_batches(GROUP_ROWS):
             yield from map(Entry, *(column.to_pylist() for column in batch.columns))
 
@@ -160,13 +162,10 @@ def _chains(tables: Sequence[Path]) -> list[list[tuple[int, Path]]]:
 
 def _ends(path: Path) -> tuple[Key, Key]:
     """The first and the last key of a table."""
-    try:
-        with pq.ParquetFile(path) as file:
-            groups = (0, file.num_row_groups - 1)
-            first, last = (file.read_row_group(group, columns=["path"]).column(0) for group in groups)
-            return sort_key(first[0].as_py()), sort_key(last[-1].as_py())
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path) from error
+    with _opened(path) as file:
+        groups = (0, file.num_row_groups - 1)
+        first, last = (file.read_row_group(group, columns=["path"]).column(0) for group in groups)
+        return sort_key(first[0].as_py()), sort_key(last[-1].as_py())
 
 
 def _one_after_another(chain: Sequence[tuple[int, Path]], columns: Sequence[str] | None) -> Iterator[Stretch]:
@@ -181,11 +180,30 @@ def _one_after_another(chain: Sequence[tuple[int, Path]], columns: Sequence[str]
 
 
 def _batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
+    with _opened(path) as file:
+        yield from file.iter_batches(GROUP_ROWS, columns=columns)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A Parquet file to read. Raises ScanError; only what is surely damaged is to be removed, as it is work done.
+
+    Arrow's readers say ArrowInvalid for a broken end of a file, and OSError without a number for broken pages; an
+    error of the system has its number.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(GROUP_ROWS, columns=columns)
+            yield file
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path) from error
+        if isinstance(error, pa.ArrowInvalid) or (isinstance(error, OSError) and error.errno is None):
+            raise ScanError(
+                f"{path} is damaged: remove it and run the same command again; the files in it are then judged anew"
+            ) from error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise ScanError(
+            f"{path} cannot be read ({reason}): check the disk, its permissions and the memory, then run the same "
+            "command again; what was judged is kept"
+        ) from error
 
 
 def _joined(stretches: Iterable[Stretch]) -> Iterator[Any]:
@@ -228,9 +246,3 @@ def _batched(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
     waiting = iter(entries)
     while group := list(islice(waiting, size)):
         yield group
-
-
-def _damaged(path: Path) -> ScanError:
-    return ScanError(
-        f"{path} is damaged: remove it and run the same command again; the files in it are then judged anew"
-    )
