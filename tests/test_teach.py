@@ -250,7 +250,7 @@ def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> N
     names = list(after.names)
     new, own = (after.sets == names.index(name) for name in ("new", OWN))
     assert (after.uses[new] == LEARN).all()
-    assert new.sum() == 4 * 60  # all of them, in the head that is written
+    assert new.sum() == 2 * 60  # all of them, in the head that is written
     assert 0 < (own & (after.uses == CALIBRATE)).sum() < 3 * 60
     by_name = {change.generator: change for change in changes}
     assert by_name["new"].new and not by_name["coarse"].new

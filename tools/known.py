@@ -50,7 +50,7 @@ NAME = "lensborn-2"
 SHARE = 0.8  # of alpha for the known channel: the first one, alone, sees little (docs/results)
 UNSEEN = "portraits"
 PHOTOS = "photos"
-LEARNT = 800  # photographs of the corpus to learn the head from, and remember
+LEARNT = 400  # photographs of the corpus to learn the head from, and remember, of each of two splits
 SIDE = 192  # px: every face is measured at this size, too
 ALPHA = defaults.ALPHA
 HALVES = (("calibrate", 0.5), ("judge", 0.5))
@@ -100,7 +100,7 @@ def labelled(folder: Path) -> list[Picture]:
 
 
 def splits_of(folder: Path, leave_out: Sequence[str]) -> dict[str, list[Picture]]:
-    """The labelled pictures by use: the network learnt from "train" and chose its epoch by "validate".
+    """The labelled pictures by use, after those of training: "train" and, to choose the epoch, "validate".
 
     Of the others, and of the generated ones in "validate", half calibrate and half are judged, as are all pictures
     of the sets that were left out, and the portraits of sources that nothing was learnt from.
@@ -112,8 +112,8 @@ def splits_of(folder: Path, leave_out: Sequence[str]) -> dict[str, list[Picture]
         if picture.set == UNSEEN and split_of(picture.source) in ("train", "validate"):
             continue
         split = "judge" if picture.set in (*leave_out, UNSEEN) else str(picture_split(picture))
-        if split == "validate":
-            split = "calibrate"
+        if split == "validate":  # photographs help to learn the head, generated faces to calibrate it
+            split = "train" if picture.label == "real" else "calibrate"
         if picture.set not in (*leave_out, UNSEEN) and split == (
             "judge" if picture.label == "real" else "calibrate"
         ):
@@ -185,13 +185,17 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
         nonlocal memory
         found = track(study(paths, channel, scale), name, total=len(paths))
         rows = [
-            face.delivered if use == LEARN else face.for_calibration for face in found if face is not None
+            face.for_learning if use == LEARN else face.for_calibration for face in found if face is not None
         ]
         memory = memory.add(name, generated, np.stack(rows), use)
 
-    learnt = photographs(folder, "train")
-    chosen = np.random.default_rng(0).permutation(len(learnt))[:LEARNT]
-    remember(PHOTOS, False, [learnt[number].path for number in chosen], LEARN)
+    for split in (
+        "train",
+        "validate",
+    ):  # of the first, the network has learnt each face: the head needs others, too
+        learnt = photographs(folder, split)
+        chosen = np.random.default_rng(0).permutation(len(learnt))[:LEARNT]
+        remember(PHOTOS, False, [learnt[number].path for number in chosen], LEARN)
     remember(PHOTOS, False, [picture.path for picture in photographs(folder, "calibrate")], CALIBRATE)
     splits = splits_of(folder, leave_out)
     for name in dict.fromkeys(picture.set for picture in labelled(folder)):

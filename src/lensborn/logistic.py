@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lensborn.calibration import FaceConformal
 
 LEARN, CALIBRATE = 0, 1  # what a remembered face serves for
-PENALTY = 1.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
+PENALTY = 10.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
 LEAST_POPULATION = 60  # faces to calibrate on; smaller populations join the largest
 
 Features = npt.NDArray[np.float16]

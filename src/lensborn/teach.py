@@ -24,8 +24,7 @@ from lensborn.known import KnownChannel, detail
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import UnreadableError, digest_of, read_photo
 
-DELIVERIES = 4  # of each face, to learn from: what a site does to it must not matter
-CALIBRATIONS = 2  # of these, beside the picture as it is, to calibrate on
+DELIVERIES = 2  # of each face, beside the picture as it is: what a site does to it must not matter
 MOST = 2000  # pictures of a set; more bring little, and a bundle should stay small
 LEAST = 30  # different faces of a generator, or photographs, from which anything can be said
 JUDGE = "judge"
@@ -56,9 +55,14 @@ class Studied:
     delivered: npt.NDArray[np.float32]
 
     @property
+    def for_learning(self) -> npt.NDArray[np.float32]:
+        """Features (2, D): as it is, and as a site would hand it on."""
+        return np.stack([self.plain, self.delivered[0]])
+
+    @property
     def for_calibration(self) -> npt.NDArray[np.float32]:
-        """Features (1 + CALIBRATIONS, D): as it is, and as some sites would hand it on."""
-        return np.concatenate([self.plain[None], self.delivered[:CALIBRATIONS]])
+        """Features (1 + K, D): as it is, and as some sites would hand it on."""
+        return np.concatenate([self.plain[None], self.delivered])
 
 
 @dataclass(frozen=True)
@@ -270,7 +274,9 @@ def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memo
         learn, judge = lesson.halves
         if whole and lesson.generated:
             learn = list(lesson.faces)
-        memory = memory.add(lesson.name, lesson.generated, np.stack([f.delivered for f in learn]), LEARN)
+        memory = memory.add(
+            lesson.name, lesson.generated, np.stack([face.for_learning for face in learn]), LEARN
+        )
         if not lesson.generated:
             rows = np.stack([face.for_calibration for face in judge])
             memory = memory.add(lesson.name, False, rows, CALIBRATE)
