@@ -9,7 +9,7 @@ FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits. Many of
 corpus has, too: only those of sources that were not learnt from are judged. `measure` takes runs that left out one
 generator each, several of different seeds where there are, and writes docs/known.json and the tables of
 docs/known.md: what the channel says of that generator, how its probabilities hold, what a calibration given
-delivery would change, and what `lensborn teach` brings.
+delivery would change, what damage does, and what `lensborn teach` brings.
 `ship` puts a channel that saw all of them beside the first channel of BASE (the shipped bundle if left out), whose
 files it does not touch, and writes the shipped bundle and the README's second table.
 """
@@ -26,11 +26,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import Progress, track
 
 from lensborn import defaults
 from lensborn.bench.conditional import Conditional, delivery_traits
-from lensborn.bench.delivery import equalise
+from lensborn.bench.delivery import STEPS, equalise
 from lensborn.bench.metrics import Interval, measures, rate
 from lensborn.bench.plots import reliability_plot
 from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
@@ -55,6 +56,7 @@ SIDE = 192  # px: every face is measured at this size, too
 ALPHA = defaults.ALPHA
 HALVES = (("calibrate", 0.5), ("judge", 0.5))
 BINS = 8  # of a reliability diagram
+DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
@@ -275,8 +277,9 @@ def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
         found = auc_rows(mine, name) + flagged_rows(mine, name) + reliability_rows(mine, name)
         found += conditional_rows(mine, reference, name)
         rows += [{"left_out": name, "seed": seed, "condition": condition, **row} for row in found]
-    rows += [{"left_out": name, "seed": seed, **row} for row in taught_rows(channel, splits["judge"], name)]
-    return rows
+    late = damage_rows(detector, [(p, equal[p.name]) for p in splits["judge"] if p.name in equal], name)
+    late += taught_rows(channel, splits["judge"], name)
+    return rows + [{"left_out": name, "seed": seed, **row} for row in late]
 
 
 def _equalised_once(folder: Path, view: Path) -> list[tuple[Picture, Path]]:
@@ -401,6 +404,34 @@ def _p(conformal: Conformal, score: float) -> float:
     return np.nan if np.isnan(score) else float(conformal.p_values([score])[0])
 
 
+def damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]], name: str) -> list[Row]:
+    """How much is too damaged for a verdict, and AUC on the rest, after steps of the benchmark's `delivery`."""
+    rows = []
+    for step in DAMAGES:
+        with tempfile.TemporaryDirectory() as place:
+            harmed = []
+            for picture, path in files:
+                target = Path(place) / path.name
+                with Image.open(path) as image:
+                    target.write_bytes(STEPS[step].apply(image.convert("RGB")))
+                harmed.append((picture, target))
+            looks = look(detector, harmed, f"{step}, {name}")
+        real, fake = (
+            [one for one in looks if one.picture.label == "real"], [one for one in looks if one.picture.set == name]
+        )  # fmt: skip
+        unsure = {
+            kind: rate([one.damaged for one in some]).value for kind, some in (("real", real), ("fake", fake))
+        }
+        sets = sorted({one.picture.set for one in real})
+        scores = [values_of(looks, some) for some in (sets, [name])]
+        row = {"step": step, "n": len(fake), "n_against": len(real)}
+        row |= {f"unsure_{kind}": round(share, 4) for kind, share in unsure.items()}
+        if min(map(len, scores)) >= LEAST:  # else there are too few left to compare
+            row |= _interval(measures(*scores, threshold=0.0)["auc"])
+        rows.append({"table": "damage", **row})
+    return rows
+
+
 def taught_rows(channel: KnownChannel, judged: Sequence[Picture], name: str) -> list[Row]:
     """What LEAST pictures of the generator left out bring, on its other pictures; and what that does to others."""
     scale = Detector.load().preprocessing.crop_scale
@@ -468,6 +499,7 @@ def write_page(rows: Sequence[Row]) -> None:
     for section, text in (
         ("auc", tables(rows)),
         ("conditional", conditional_table(rows)),
+        ("damage", damage_table(rows)),
         ("taught", taught_table(rows)),
     ):
         before, rest = page.split(f"<!-- {section}:begin -->")
@@ -486,10 +518,14 @@ def _means(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) -> l
     return [
         {
             **members[0],
-            **{value: float(np.mean([row[value] for row in members])) for value in values},
+            **{
+                value: float(np.mean([row[value] for row in members]))
+                for value in values
+                if value in members[0]
+            },
             "runs": len(members),
-            "low_run": min(row[values[0]] for row in members),
-            "high_run": max(row[values[0]] for row in members),
+            "low_run": min(row.get(values[0], np.nan) for row in members),
+            "high_run": max(row.get(values[0], np.nan) for row in members),
         }
         for members in groups.values()
     ]
@@ -550,6 +586,20 @@ def conditional_table(rows: Sequence[Row]) -> str:
     return "\n".join(
         [*lines, "", f"Share of a score's variance on photographs that delivery explains: {said}."]
     )
+
+
+def damage_table(rows: Sequence[Row]) -> str:
+    """What is too damaged for a verdict, in Markdown: means over the runs that left out the same generator."""
+    mine = [row for row in rows if row["table"] == "damage"]
+    lines = [
+        "| step | left out | photographs unsure | generated unsure | AUC of the rest |",
+        "| --- " * 5 + "|",
+    ]
+    for row in _means(mine, ("step", "left_out"), ("value", "low", "high", "unsure_real", "unsure_fake")):
+        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("unsure_real", "unsure_fake"))
+        auc = _cell(row) if "value" in row else "too few"
+        lines.append(f"| {row['step']} | {row['left_out']} | {shares} | {auc} |")
+    return "\n".join(lines)
 
 
 def taught_table(rows: Sequence[Row]) -> str:
