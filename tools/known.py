@@ -521,7 +521,7 @@ def _means(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) -> l
             **{
                 value: float(np.mean([row[value] for row in members]))
                 for value in values
-                if value in members[0]
+                if all(value in row for row in members)
             },
             "runs": len(members),
             "low_run": min(row.get(values[0], np.nan) for row in members),
