@@ -393,11 +393,16 @@ def conditional_rows(looks: Sequence[Look], reference: Sequence[Look], name: str
         for way, (ranking, p_value) in ways.items():
             fake = values_of(looks, [name], ranking)
             for label, sets in real_groups(looks).items():
-                auc = measures(values_of(looks, sets, ranking), fake, threshold=0.0)["auc"].value
+                auc = _auc(values_of(looks, sets, ranking), fake)
                 alarms = rate(values_of(looks, sets, p_value) <= ALPHA)
                 row = {"channel": channel, "way": way, "set": label, "explained": round(explained, 3)}
                 rows.append({"table": "conditional", **row, "auc": round(auc, 4), **_interval(alarms)})
     return rows
+
+
+def _auc(real: Floats, fake: Floats) -> float:
+    """AUC without its interval, which takes a second."""
+    return measures(real, fake, threshold=0.0, replicates=1)["auc"].value
 
 
 def _p(conformal: Conformal, score: float) -> float:
