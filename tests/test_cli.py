@@ -27,7 +27,7 @@ from lensborn.datasets.corpus import COLUMNS, split_of, write_table
 
 ROOT = Path(__file__).parent.parent
 MAIN = "from lensborn.cli import main; main()"
-VERBS = ("detect", "scan", "prepare", "pretrain", "fit", "evaluate", "info", "manipulations")
+VERBS = ("detect", "scan", "prepare", "pretrain", "fit", "evaluate", "info", "export", "manipulations")
 CAMERA = {
     "make": str,
     "model": str,

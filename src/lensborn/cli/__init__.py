@@ -9,6 +9,7 @@ import lensborn
 from lensborn.cli.bench import bench
 from lensborn.cli.detect import detect
 from lensborn.cli.evaluate import evaluate
+from lensborn.cli.export import export
 from lensborn.cli.fit import fit
 from lensborn.cli.info import info
 from lensborn.cli.manipulations import manipulations
@@ -24,7 +25,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback as Python prints it, without the values of variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (detect, scan, prepare, pretrain, fit, teach, evaluate, bench, paper, info, manipulations):
+for verb in (
+    detect,
+    scan,
+    prepare,
+    pretrain,
+    fit,
+    teach,
+    evaluate,
+    bench,
+    paper,
+    info,
+    export,
+    manipulations,
+):
     app.command()(verb)
 
 
