@@ -16,9 +16,6 @@ memory of that command, and where the time of a picture goes. Needs the extra `t
 """
 
 import argparse
-import contextlib
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,8 +28,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino
 import torch
+from common import print_table, row, timed, title
 from PIL import Image, ImageOps
 from sklearn.mixture import GaussianMixture
 
@@ -72,7 +69,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=7)
     arguments = parser.parse_args()
     detector = Detector.load(arguments.model)
-    print(f"{machine()}; model {detector.info.name}, sha256 {(detector.info.sha256 or '')[:16]}…\n")
+    print(title(detector))
     with tempfile.TemporaryDirectory() as name:
         files = write_portraits(Path(name), arguments.pictures)
         rows = throughput(detector, files, arguments.rounds, arguments.reference)
@@ -80,18 +77,6 @@ def main() -> None:
         rows += starts(arguments.model, Path(name), arguments.starts)
         print_table(("measure", "value", "lowest to highest"), rows)
         print_table(("part of a picture", "ms on one core", "share"), parts(detector, files))
-
-
-def machine() -> str:
-    """Processor, cores and versions."""
-    model = platform.processor() or "unknown processor"
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
-    versions = f"OpenVINO {openvino.__version__.split('-')[0]}, torch {torch.__version__}"
-    return f"{cores()} cores of {model}, Python {platform.python_version()}, {versions}"
 
 
 def write_portraits(folder: Path, number: int) -> list[Path]:
@@ -261,28 +246,6 @@ def parts(detector: Detector, files: Sequence[Path]) -> Iterator[tuple[str, str,
     for name, value in seconds.items():
         yield name, f"{1000 * value / len(files):.2f}", f"{100 * value / whole:.0f} %"
     yield "`Detector.detect`, all of it", f"{1000 * whole / len(files):.2f}", "100 %"
-
-
-# --- numbers ------------------------------------------------------------------------------------------
-
-
-def timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def row(name: str, values: Sequence[float], form: str, unit: str = "") -> tuple[str, str, str]:
-    """The median of the values, and their range where there are several."""
-    spread = f"{min(values):{form}} to {max(values):{form}}" if len(values) > 1 else ""
-    return name, f"{statistics.median(values):{form}}{unit}", spread
-
-
-def print_table(head: Sequence[str], rows: Iterator[Sequence[str]] | list[tuple[str, str, str]]) -> None:
-    """Rows as Markdown."""
-    for cells in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(cells)} |")
-    print()
 
 
 if __name__ == "__main__":
