@@ -621,7 +621,8 @@ def taught_table(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-    runs = f" ({row['low_run']:.3f} to {row['high_run']:.3f})" if row["runs"] > 1 else ""
+    several = row["low_run"] != row["high_run"]
+    runs = f" ({row['low_run']:.3f} to {row['high_run']:.3f})" if several else ""
     return f"{_short(row)}{runs}"
 
 
@@ -639,7 +640,8 @@ def ship(arguments: argparse.Namespace) -> None:
     )
     part = KnownPart(channel.head, {**channel.part.manifest, "measured": kept}, channel.part.seen)
     base = Detector.load(arguments.base)
-    text = f"{base.card.split(MARK)[0]}{MARK}{card(part, rows)}"
+    first = base.card.split(MARK)[0].split("\n", 1)[1]
+    text = f"# {NAME}\n{first}{MARK}{card(part, rows)}"
     detector = base.with_known(KnownChannel(channel.xml, part), name=NAME, card=text)
     bundle = detector.save(arguments.out, overwrite=True)
     print(bundle.sha256, bundle.manifest[KNOWN_KEY]["sets"])
