@@ -12,19 +12,18 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 160  # columns of the table where it goes to a file or a pipe
 
+Model = Annotated[Path | None, typer.Option(metavar="BUNDLE", help="The model; without it, the one shipped.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="Share of photographs that may be flagged, in (0, 1); without it, the model's own."),
+]
+
 
 def detect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures, and folders of pictures.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file, one line each.")] = False,
-    model: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="The model; without it, the one shipped.")
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of photographs that may be flagged, in (0, 1); without it, the model's own."
-        ),
-    ] = None,
+    model: Model = None,
+    alpha: Alpha = None,
 ) -> None:
     """Find the faces of pictures and tell which do not look photographed.
 

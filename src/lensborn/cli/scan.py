@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lensborn.cli.bench import progress_bar
-from lensborn.cli.detect import load_detector
+from lensborn.cli.detect import Alpha, Model, load_detector
 
 if TYPE_CHECKING:
     from lensborn.detector import Detector
@@ -33,15 +33,8 @@ def scan(
         typer.Argument(metavar="FOLDER", help="Folders and pictures, or addresses like s3://bucket/prefix."),
     ],
     out: Annotated[Path, typer.Option(metavar="RESULTS", help="The folder to write, or to go on with.")],
-    model: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="The model; without it, the one shipped.")
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of photographs that may be flagged, in (0, 1); without it, the model's own."
-        ),
-    ] = None,
+    model: Model = None,
+    alpha: Alpha = None,
     fdr: Annotated[
         float,
         typer.Option(help="False-discovery rate of the summary, in (0, 1): false alarms among the flagged."),
