@@ -124,17 +124,17 @@ def test_reasons_name_the_channel_that_spoke() -> None:
     known = KnownGenerator(3.0, 0.01)
     assert judge(0.4, 200, 0.05, known, 0.8) == (
         "ai_generated",
-        ("no more than 1 % of calibration photographs look this much like generators seen in training",),
+        ("no more than 1 % of calibration photographs look this much like known generators",),
     )
     assert judge(0.001, 200, 0.05, known, 0.8)[1] == (
         "no more than 0.1 % of calibration photographs look this unusual",
-        "no more than 1 % of calibration photographs look this much like generators seen in training",
+        "no more than 1 % of calibration photographs look this much like known generators",
     )
     assert judge(0.04, 200, 0.05, KnownGenerator(0.0, 0.3), 0.8) == (
         "photographic",
         (
             "within the range of photographs: 4 % of calibration photographs look at least this unusual, "
-            "30 % of calibration photographs look at least this much like generators seen in training",
+            "30 % at least this much like known generators",
         ),
     )
     assert judge(0.001, 79, 0.05, known, 0.8)[0] == "unsure"

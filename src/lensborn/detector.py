@@ -405,7 +405,7 @@ def judge(
         )
     channels = [(p_value, 1 - share, "this unusual")]
     if isinstance(known, KnownGenerator):
-        channels.append((known.p_value, share, "this much like generators seen in training"))
+        channels.append((known.p_value, share, "this much like known generators"))
     flagging = tuple(
         f"no more than {_percent(p)} of calibration photographs look {how}"
         for p, weight, how in channels
@@ -413,9 +413,9 @@ def judge(
     )
     if flagging:
         return "ai_generated", flagging
-    within = ", ".join(
-        f"{_percent(p)} of calibration photographs look at least {how}" for p, _, how in channels
-    )
+    within = f"{_percent(p_value)} of calibration photographs look at least this unusual"
+    if isinstance(known, KnownGenerator):
+        within += f", {_percent(known.p_value)} at least this much like known generators"
     return "photographic", (f"within the range of photographs: {within}",)
 
 
