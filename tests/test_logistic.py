@@ -94,6 +94,17 @@ def test_learning_twice_gives_the_same_bits() -> None:
     assert again.bias == HEAD.bias
 
 
+def test_a_score_does_not_depend_on_the_faces_beside_it() -> None:
+    rng = np.random.default_rng(0)
+    head = KnownHead.learn(Memory.empty(128).add("a", False, rng.normal(size=(40, 1, 128)), LEARN)
+                           .add("x", True, rng.normal(1, 1, size=(40, 1, 128)), LEARN)
+                           .add("a", False, rng.normal(size=(40, 1, 128)), CALIBRATE))  # fmt: skip
+    features = rng.normal(size=(17, 128)).astype(np.float32)
+    scores = head.score(features)
+    for start, end in ((0, 1), (3, 5), (2, 17)):
+        np.testing.assert_array_equal(head.score(features[start:end]), scores[start:end])
+
+
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30))
 def test_p_values_are_the_largest_of_the_populations(scores: list[float]) -> None:
     memory = HEAD.memory

@@ -182,7 +182,8 @@ class KnownHead:
 
     def score(self, features: npt.ArrayLike) -> Floats:
         """Log odds (N,) of features (N, D), at equal numbers of both classes; higher = more like generated."""
-        return np.asarray(np.asarray(features, dtype=np.float64) @ self.weights + self.bias)
+        # row by row: the last bits of a matrix product depend on the number of rows
+        return np.asarray((np.asarray(features, dtype=np.float64) * self.weights).sum(axis=1) + self.bias)
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
         """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
