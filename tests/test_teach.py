@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from lensborn.bench.audit import Container
 from lensborn.bundle import Bundle, read_bundle
 from lensborn.cli import app
 from lensborn.detector import Detector
@@ -44,7 +45,8 @@ def studied(number: int, look: int | None = None, shift: float = 0.0) -> Studied
     features = rng.normal(shift, 1, (5, D)).astype(np.float32)
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     thumbnail = np.ones(4, np.float32) / 2  # all alike: the bits alone decide
-    return Studied(Path(f"{number}.jpg"), digest, bits, thumbnail, features[0], features[1:])
+    container = Container(100, 100, 1000, "JPEG")
+    return Studied(Path(f"{number}.jpg"), digest, container, bits, thumbnail, features[0], features[1:])
 
 
 def lesson(name: str, generated: bool, numbers: Sequence[int], shift: float = 0.0) -> Lesson:

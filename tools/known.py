@@ -191,10 +191,8 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
         ]
         memory = memory.add(name, generated, np.stack(rows), use)
 
-    for split in (
-        "train",
-        "validate",
-    ):  # of the first, the network has learnt each face: the head needs others, too
+    # Of the first, the network has learnt each face: the head needs others, too.
+    for split in ("train", "validate"):
         learnt = photographs(folder, split)
         chosen = np.random.default_rng(0).permutation(len(learnt))[:LEARNT]
         remember(PHOTOS, False, [learnt[number].path for number in chosen], LEARN)

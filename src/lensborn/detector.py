@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -282,17 +283,14 @@ class Detector:
         self, channel: KnownChannel, *, name: str | None = None, card: str | None = None
     ) -> "Detector":
         """The same detector with another known channel, unsaved; its first channel is the same, to the bit."""
-        manifest = self.manifest if name is None else {**self.manifest, "name": name}
-        return Detector(
-            self.encoder_export,
-            mixture=self.mixture,
-            conformal=self.conformal,
-            manifest=manifest,
-            card=self.card if card is None else card,
-            info=ModelInfo(manifest["name"], None, self.info.alpha),
-            seen=self.seen,
-            known=channel,
-        )
+        other = copy(self)
+        other.known = channel
+        if name is not None:
+            other.manifest = {**self.manifest, "name": name}
+        if card is not None:
+            other.card = card
+        other.info = ModelInfo(other.manifest["name"], None, self.info.alpha)
+        return other
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Bundle:
         """Write the bundle, a folder of plain files, at `path`.

@@ -115,13 +115,13 @@ class KnownChannel:
 
     def judge(self, patches: npt.NDArray[np.uint8], sides: Sequence[float]) -> list[KnownGenerator | Silence]:
         """What is said of each patch (N, P, P, 3), whose crops have `sides` in the picture, px."""
-        scores = self.head.score(self.encoder.encode(patches))
+        silences = [self._silence(patch, side) for patch, side in zip(patches, sides, strict=True)]
+        spoken_of = np.array([silence is None for silence in silences], dtype=bool)
+        scores = self.head.score(self.encoder.encode(patches[spoken_of]))
         if not np.isfinite(scores).all():
             raise ArithmeticError("the known channel gave a score that is not a finite number")
         said = map(KnownGenerator, scores.tolist(), self.head.p_values(scores).tolist())
-        return [
-            self._silence(patch, side) or one for patch, side, one in zip(patches, sides, said, strict=True)
-        ]
+        return [silence or next(said) for silence in silences]
 
     def _silence(self, patch: Pixels, side: float) -> Silence | None:
         if side < self.look.least_side:

@@ -4,6 +4,7 @@ The encoder stays as it is; the head is learnt again from the features that the 
 Half of the new pictures, chosen by hash, measure what that brings; the head that is written learns from all.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from lensborn import defaults
+from lensborn.bench.audit import Container, read_container
 from lensborn.bench.metrics import Interval, measures
 from lensborn.datasets.corpus import split_of
 from lensborn.delivery import ROUGH, delivered_face
@@ -22,7 +25,7 @@ from lensborn.detector import in_order
 from lensborn.faces import FaceFinder, Pixels, crop_square
 from lensborn.known import KnownChannel, detail
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
-from lensborn.photo import UnreadableError, digest_of, read_photo
+from lensborn.photo import UnreadableError, decode_photo, open_regular
 
 DELIVERIES = 2  # of each face, beside the picture as it is: what a site does to it must not matter
 MOST = 2000  # pictures of a set; more bring little, and a bundle should stay small
@@ -43,12 +46,13 @@ class LessonError(ValueError):
 class Studied:
     """The largest face of a picture. `plain` (D,): its feature as it is; `delivered` (K, D): after rough handling.
 
-    `sha256`: of the file. `look`: 64 bits that near-duplicates share, but for a few. `thumbnail` (T,): see
-    `thumbnail_of`.
+    `sha256`: of the file. `container`: what its format gives away. `look`: 64 bits that near-duplicates share, but
+    for a few. `thumbnail` (T,): see `thumbnail_of`.
     """
 
     path: Path
     sha256: str
+    container: Container
     look: int
     thumbnail: npt.NDArray[np.float32]
     plain: npt.NDArray[np.float32]
@@ -123,12 +127,14 @@ def _study(
     path: Path, finder: FaceFinder, channel: KnownChannel, scale: float, deliveries: int, seed: int
 ) -> Studied | None:
     try:
-        pixels = read_photo(path).pixels
-    except UnreadableError:
+        with open_regular(path) as file:
+            data = file.read(defaults.MAX_FILE_BYTES)
+        pixels = decode_photo(data).pixels
+    except (UnreadableError, OSError):
         return None
-    sha256 = digest_of(path)
+    sha256 = hashlib.sha256(data).hexdigest()
     faces = finder.find(pixels)
-    if not faces or not sha256:
+    if not faces:
         return None
     x, y, side = (
         round(value) for value in crop_square(faces[0].box, pixels.shape[1], pixels.shape[0], scale)
@@ -143,7 +149,15 @@ def _study(
     for _ in range(deliveries):
         looks.append(channel.look.middle(delivered_face(native, channel.look.side, ROUGH, rng)))
     features = channel.encoder.encode(np.stack(looks))
-    return Studied(path, sha256, difference_hash(native), thumbnail_of(native), features[0], features[1:])
+    return Studied(
+        path=path,
+        sha256=sha256,
+        container=read_container(data, pixels.shape[1], pixels.shape[0]),
+        look=difference_hash(native),
+        thumbnail=thumbnail_of(native),
+        plain=features[0],
+        delivered=features[1:],
+    )
 
 
 def difference_hash(pixels: Pixels) -> int:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lensborn import defaults
+from lensborn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from rich.progress import Progress
 
     from lensborn.bench.contestants import Contestant
     from lensborn.bench.tables import Tables
@@ -263,29 +262,6 @@ def encoder_contestant(spec: str) -> "Contestant":
     except ValueError as error:
         raise ContestantError(f"--encoder {name}: {error}") from error
     return EncoderContestant(name, extractor.sha256, extractor)
-
-
-def progress_bar() -> "Progress":
-    """A bar with rate and time left on standard error where that is a terminal."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text  # noqa: PLC0415
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-    name = TextColumn("{task.description}")
-    columns = (name, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _print(tables: "Tables") -> None:

@@ -1,11 +1,13 @@
 """`lensborn detect`: verdicts on the faces of pictures."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lensborn.cli.progress import tracked
 
 if TYPE_CHECKING:
     from lensborn.detector import Detection, Detector
@@ -39,9 +41,11 @@ def detect(
     if not files:
         raise typer.BadParameter("no pictures found there", param_hint="PATH...")
     detector = load_detector(model, alpha)
-    detections = _with_progress(
-        detector.detect_many(files), len(files), quiet=as_json and sys.stdout.isatty()
-    )
+    detections = detector.detect_many(files)
+    if len(files) > 1 and not (
+        as_json and sys.stdout.isatty()
+    ):  # a bar between the lines would be in the way
+        detections = tracked(detections, len(files), "detecting")
     unreadable = _print_lines(detections) if as_json else _print_table(detections, detector)
     raise typer.Exit(1 if unreadable else 0)
 
@@ -94,15 +98,3 @@ def _print_table(detections: Iterable["Detection"], detector: "Detector") -> int
         markup=False,
     )
     return sum(detection.status == "unreadable" for detection in found)
-
-
-def _with_progress(detections: Iterator["Detection"], total: int, quiet: bool) -> Iterator["Detection"]:
-    """Pass on, with a bar on standard error where that is a terminal."""
-    if quiet or total == 1 or not sys.stderr.isatty():
-        yield from detections
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
-
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        yield from progress.track(detections, total, description="detecting")

@@ -1,7 +1,6 @@
 """`lensborn fit`: mixture and calibration on a user's own photographs, for an encoder that exists."""
 
 import hashlib
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lensborn import defaults
+from lensborn.cli.progress import tracked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,7 +217,7 @@ def _extract(
         typer.echo(f"continuing: {len(items) - len(left)} of {len(items)} files are done", err=True)
     saved = time.monotonic()
     try:
-        for item, crops in _with_progress(item_crops(left, export.preprocessing), len(left)):
+        for item, crops in tracked(item_crops(left, export.preprocessing), len(left), "reading faces"):
             if crops is None:
                 done[keys[item]] = ("", None)
             else:
@@ -286,17 +286,3 @@ def _write_cache(path: Path, fingerprint: str, done: Done) -> None:
     with aside.open("wb") as file:
         np.savez(file, **arrays)
     aside.replace(path)
-
-
-def _with_progress(
-    results: Iterator[tuple[Item, "npt.NDArray[np.uint8] | None"]], total: int
-) -> Iterator[tuple[Item, "npt.NDArray[np.uint8] | None"]]:
-    """Pass on, with a bar on standard error where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
-
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        yield from progress.track(results, total, description="reading faces")

@@ -18,10 +18,10 @@ from lensborn.cli.bench import (
     command,
     encoder_contestant,
     given_pictures,
-    progress_bar,
     usage_errors,
     without_folder,
 )
+from lensborn.cli.progress import progress_bar
 
 
 class Experiment(StrEnum):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lensborn.cli.bench import progress_bar
 from lensborn.cli.detect import Alpha, Model, load_detector
+from lensborn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from lensborn.detector import Detector

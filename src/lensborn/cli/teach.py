@@ -1,16 +1,15 @@
 """`lensborn teach`: a user's own generators, for the known channel of a bundle."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lensborn.cli.progress import tracked
+
 if TYPE_CHECKING:
     from lensborn.detector import Detector
-    from lensborn.teach import Lesson, Studied
+    from lensborn.teach import Lesson
 
 FORMAT_AUC = 0.9  # from which the formats alone are said to tell the sides apart
 
@@ -103,47 +102,26 @@ def _study(name: str, folders: list[Path], generated: bool, detector: "Detector"
         typer.echo(f"{name}: {MOST} of {len(files)} pictures are taken, evenly spread", err=True)
         files = [files[number * len(files) // MOST] for number in range(MOST)]
     assert detector.known is not None  # noqa: S101 - the verb has seen to it
-    found = list(
-        _with_progress(
-            study(files, detector.known, detector.preprocessing.crop_scale), len(files), f"studying {name}"
-        )
-    )
+    studied = study(files, detector.known, detector.preprocessing.crop_scale)
+    found = list(tracked(studied, len(files), f"studying {name}"))
     faces = tuple(face for face in found if face is not None)
     return Lesson(name, generated, faces, len(found) - len(faces))
 
 
 def _warn_of_format(lessons: "list[Lesson]") -> None:
     """Say where size and coding alone tell generated from real: taught under rough delivery, but measured so."""
-    from lensborn.bench.audit import audit, container_features, read_container  # noqa: PLC0415
-    from lensborn.photo import UnreadableError, read_photo  # noqa: PLC0415
+    from lensborn.bench.audit import audit, container_features  # noqa: PLC0415
 
-    if len({lesson.generated for lesson in lessons}) < 2:
+    sides = [
+        [face.container for one in lessons if one.generated == kind for face in one.faces] for kind in (0, 1)
+    ]
+    if not all(sides):
         return
-    containers, fake = [], []
-    for face, generated in ((face, lesson.generated) for lesson in lessons for face in lesson.faces):
-        with suppress(UnreadableError, OSError):  # gone since it was studied
-            photo = read_photo(face.path)
-            containers.append(read_container(face.path.read_bytes(), photo.width, photo.height))
-            fake.append(generated)
-    features = container_features(containers)
-    interval = audit(features[[not value for value in fake]], features[fake])
+    features = container_features([container for side in sides for container in side])
+    interval = audit(features[: len(sides[0])], features[len(sides[0]) :])
     if interval is not None and interval.low > FORMAT_AUC:
         typer.echo(
             f"warning: size and coding of the files alone tell the generated pictures from yours (AUC "
             f"{interval.value:.2f}): learning does not see them, but give both sides in one format where you can",
             err=True,
         )
-
-
-def _with_progress(
-    results: "Iterator[Studied | None]", total: int, description: str
-) -> "Iterator[Studied | None]":
-    """Pass on, with a bar on standard error where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
-
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        yield from progress.track(results, total, description=description)

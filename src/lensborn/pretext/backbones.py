@@ -166,12 +166,9 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return self.maps(x).mean((2, 3))
-
-    def maps(self, x: Tensor) -> Tensor:
-        """Features before pooling: (N, width, S', S')."""
         x = self._blocks(self.act(self._bn0(self._conv_stem(self.pad(x)))))
-        return self.act(self._bn1(self._conv_head(x))) if self.whole else x
+        maps = self.act(self._bn1(self._conv_head(x))) if self.whole else x
+        return maps.mean((2, 3))
 
 
 @dataclass(frozen=True)

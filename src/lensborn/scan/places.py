@@ -14,14 +14,8 @@ from lensborn.detector import Detection, Detector
 from lensborn.photo import PHOTO_SUFFIXES, UnreadableError, open_regular, unfit_size
 from lensborn.scan.errors import ScanError
 
-_STAMPS = (
-    "ETag",
-    "etag",
-    "mtime",
-    "LastModified",
-    "updated",
-    "created",
-)  # as the stores call it, the best first
+# As the stores call it, the best first.
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
 LARGE_BYTES = 32 * 2**20  # beyond this, or where a store does not say, one object is held at a time
 _LARGE = Lock()
 
