@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from lensborn.datasets.corpus import LANDMARKS, TAGS, read_corpus, split_of, write_table  # noqa: E402
-from lensborn.delivery import Delivery  # noqa: E402
+from lensborn.delivery import CHROMA, Delivery, deliver  # noqa: E402
 from lensborn.pretext.corpus import EpochBatches, PretextDataset, split_crops  # noqa: E402
 from lensborn.pretext.export import export_encoder, parity_error  # noqa: E402
 from lensborn.pretext.loop import learning_rate_factor  # noqa: E402
@@ -227,3 +227,24 @@ def test_two_processes_rank_the_pairs_of_both(tmp_path):
     weight = data["weight"].clone().requires_grad_()
     ranking_loss(data["x"] @ weight, data["tags"], data["photos"]).per_tag.sum().backward()
     assert torch.allclose(torch.load(tmp_path / "gradient.pt", weights_only=True), weight.grad, atol=1e-6)
+
+
+def test_a_delivered_jpeg_weighs_red_more_than_blue():
+    """Where chroma is coarse, what is left of a channel's fine noise is its part of the luma: 0.30, blue's 0.11."""
+    left = []
+    for channel in (0, 2):
+        image = np.full((64, 64, 3), 128, dtype=np.uint8)
+        image[..., channel] += np.random.default_rng(0).integers(0, 60, (64, 64), dtype=np.uint8)
+        found = deliver(image, Delivery(quality=(98, 98), shrink_probability=0, brightness=0), _Coarse())
+        left.append(found[..., channel].astype(float).std())
+    assert left[0] > 1.2 * left[1]
+
+
+class _Coarse(np.random.Generator):
+    """A generator that draws the coarse chroma."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
+
+    def choice(self, *_args, **_options):
+        return CHROMA[1]

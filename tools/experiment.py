@@ -7,13 +7,14 @@ A settings file asks one question and varies one thing:
     question = "Which side is strange?"
     learnt = "what was learnt, written after the run"
     [base]                         # what all its rows share; see Setting for the names
-    encoder = "both"               # a name of --runs
+    encoder = "both"               # a name of --runs, or a rung of --ladder
     [rows.one-sided]               # a row each: what differs from the base
     [rows.two-sided]
     side = "two"
 
-A row is measured on equalised pictures (256 px), and on published ones, over all its seeds: the density is fitted
-to photographs of sources that the encoder has not seen (splits validate and calibrate of the corpus, in halves by
+A row is measured on equalised pictures (256 px), and on published ones, over all its seeds: those of the density,
+or those of the training where a rung of the ladder (`tools/ladder.py`) has several. The density is fitted to
+photographs of sources that the encoder has not seen (splits validate and calibrate of the corpus, in halves by
 hash), and measured on the generated sets against FFHQ, CelebA-HQ, portraits and photographs of the test split.
 Features are kept in --keep, so that a density costs seconds. Cards lie beside the settings; a card that is there is
 not run again unless its settings changed. Nothing is chosen on one number: the page shows each generator by itself.
@@ -36,7 +37,7 @@ from safetensors import safe_open
 
 from lensborn.bench import metrics
 from lensborn.bench.contestants import EncoderContestant
-from lensborn.bench.extractors import load_extractor
+from lensborn.bench.extractors import Extractor, load_extractor
 from lensborn.bench.observing import Observed, has_row, observe
 from lensborn.bench.protocols import EQUALISED, PUBLISHED
 from lensborn.bench.render import escaped
@@ -50,6 +51,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "experiments.md"
 CONDITIONS = (PUBLISHED, EQUALISED)
 FITTED_ON = ("validate", "calibrate")
+HEADS = ("manipulation", "trace", "rank")
+RUNG = "rung"
 ALPHA = 0.05
 REPLICATES = 400
 
@@ -61,12 +64,14 @@ Score = Callable[[Floats], Floats]
 class Setting:
     """One row."""
 
-    encoder: str = "both"  # a run, or a bundle
+    encoder: str = "both"  # a run, a bundle, or a rung
     fit: str = "photographs"  # or the name of a real set, of which half is then fitted and calibrated on
     l2: bool = False  # features divided by their length
     dims: int = 64  # principal axes kept, 0: all
     whiten: bool = False  # principal axes scaled to one
-    density: str = "mixture"  # mixture, knn, manipulation (the head's logit), rank (spread of the tag scores)
+    density: str = (
+        "mixture"  # mixture, knn, manipulation, trace (the head's logit), rank (spread of the tag scores)
+    )
     components: int = 4
     covariance: str = "full"
     shrinkage: float = 0.1
@@ -85,65 +90,105 @@ def main() -> None:
     parser.add_argument("settings", type=Path, nargs="+")
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", default=[], metavar="NAME=[KIND:]PATH")
+    parser.add_argument("--ladder", type=Path, help="the folder that tools/ladder.py wrote")
     parser.add_argument("--keep", type=Path, default=ROOT / "runs" / "experiments")
     arguments = parser.parse_args()
-    runs = dict(one.split("=", 1) for one in arguments.runs)
+    runs = {name: [source] for name, source in (one.split("=", 1) for one in arguments.runs)}
+    for card in sorted(arguments.ladder.glob("*/card.json")) if arguments.ladder else ():
+        rung = card.parent.name.rpartition("-")[0]
+        runs.setdefault(rung, []).append(f"{RUNG}:{card.parent}")
     seen: dict[str, Observed] = {}
     for path in arguments.settings:
         run_file(path, arguments.corpus, runs, arguments.keep, seen)
     PAGE.write_text(page(ROOT / "experiments"))
 
 
-def run_file(path: Path, corpus: Path, runs: dict[str, str], keep: Path, seen: dict[str, Observed]) -> None:
-    """Every row of a settings file that has no card yet."""
+def run_file(
+    path: Path, corpus: Path, runs: dict[str, list[str]], keep: Path, seen: dict[str, Observed]
+) -> None:
+    """Every row of a settings file that has no card yet, or one of another setting or of fewer runs."""
     asked = tomllib.loads(path.read_text())
+    waiting: list[tuple[str, Setting, Path]] = []
     for name, changes in asked["rows"].items():
         values = {**asked.get("base", {}), **changes}
         setting = Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        card = path.with_name(f"{path.stem}.{name}.json")
-        if card.exists() and json.loads(card.read_text())["setting"] == json.loads(
-            json.dumps(asdict(setting))
-        ):
-            continue
         if setting.encoder not in runs:
-            raise SystemExit(f"{path.name}, {name} needs the encoder {setting.encoder}: give it with --runs")
+            raise SystemExit(
+                f"{path.name}, {name} needs the encoder {setting.encoder}: give it with --runs or --ladder"
+            )
+        card = path.with_name(f"{path.stem}.{name}.json")
+        if not card.exists() or not is_of(json.loads(card.read_text()), setting, runs[setting.encoder]):
+            waiting.append((name, setting, card))
+    new = {source for _, setting, _ in waiting for source in runs[setting.encoder]} - seen.keys()
+    if new:
+        seen |= dict.fromkeys(new, look(path.stem, sorted(new), corpus, keep))
+    for name, setting, card in waiting:
         try:
-            if setting.encoder not in seen:
-                seen[setting.encoder] = look(setting.encoder, runs[setting.encoder], corpus, keep)
-            outcome = measure(setting, seen[setting.encoder], runs[setting.encoder])
+            rows, digests = [], []
+            for source in runs[setting.encoder]:
+                rows += measure(setting, seen[source], source, several=len(runs[setting.encoder]) > 1)
+                digests.append(digest(seen[source]))
+            outcome = {"summary": summary(rows), "rows": rows, "picture_sha256": digests[0]}
         except (ValueError, ArithmeticError) as error:  # a failed run is a result too
             outcome = {"error": str(error)}
-        card.write_text(json.dumps({"row": name, "setting": asdict(setting), **outcome}, indent=1) + "\n")
+        number = {"runs": len(runs[setting.encoder])} if is_rung(runs[setting.encoder][0]) else {}
+        card.write_text(
+            json.dumps({"row": name, "setting": asdict(setting), **number, **outcome}, indent=1) + "\n"
+        )
         print(card.name, json.dumps(outcome.get("summary", outcome)))
 
 
-def look(name: str, source: str, corpus: Path, keep: Path) -> Observed:
-    """Features of all pictures that an experiment needs, in both conditions."""
+def is_rung(source: str) -> bool:
+    """Whether an encoder is a run of the ladder."""
+    return source.startswith(f"{RUNG}:")
+
+
+def is_of(card: dict[str, Any], setting: Setting, sources: list[str]) -> bool:
+    """Whether a card tells of this setting, and of as many runs of a rung."""
+    same = card["setting"] == json.loads(json.dumps(asdict(setting)))
+    return same and card.get("runs", 1) == len(sources)
+
+
+def extractor_of(source: str) -> Extractor:
+    """The encoder at [KIND:]PATH."""
     kind, _, path = source.rpartition(":")
-    extractor = load_extractor(kind or "lensborn", Path(path))
+    if kind == RUNG:
+        from ladder import RungExtractor  # noqa: PLC0415 - torch
+
+        return RungExtractor(Path(path))
+    return load_extractor(kind or "lensborn", Path(path))
+
+
+def look(name: str, sources: list[str], corpus: Path, keep: Path) -> Observed:
+    """Features of all pictures that an experiment needs, in both conditions, of several encoders in one pass."""
     pictures = read_pictures(corpus / "faces.csv") + [
         picture for picture in read_pictures(corpus / "photos.csv") if split_of(picture.source) != "train"
     ]
     with Progress() as bar:
         task = bar.add_task(name, total=len(pictures))
-        contestant = EncoderContestant("encoder", extractor.sha256, extractor)
-        return observe(pictures, CONDITIONS, [contestant], keep=keep, progress=lambda n: bar.advance(task, n))
+        extractors = {source: extractor_of(source) for source in sources}
+        contestants = [EncoderContestant(source, one.sha256, one) for source, one in extractors.items()]
+        return observe(pictures, CONDITIONS, contestants, keep=keep, progress=lambda n: bar.advance(task, n))
 
 
-def measure(setting: Setting, observed: Observed, source: str) -> dict[str, Any]:
-    """AUC of each generated set against each photographic set, and false alarms, over the seeds."""
+def measure(setting: Setting, observed: Observed, source: str, *, several: bool) -> list[dict[str, Any]]:
+    """AUC of each generated set against each photographic set, and false alarms, over the seeds.
+
+    `several`: the encoder is one of several runs, whose seeds are those of the rows.
+    """
     rows = []
+    seeds = (int(source.rpartition("-")[2]),) if several else setting.seeds
     for condition in CONDITIONS:
-        features = np.asarray(observed.conditions[condition].observed["encoder"], dtype=np.float64)
+        features = np.asarray(observed.conditions[condition].observed[source], dtype=np.float64)
         usable = has_row(features)
         fit, calibrate, test = (usable & part for part in parts(observed, setting.fit))
-        for seed in setting.seeds:
+        for seed in seeds:
             score = fitted(setting, features[fit], seed, source)
             scores = np.full(len(features), math.nan)
             scores[usable] = sided(setting.side, score(features[usable]), score(features[calibrate]))
             threshold = float(np.nextafter(Conformal.fit(scores[calibrate]).threshold(ALPHA), math.inf))
             rows += compare(observed, scores, test, threshold, {"condition": condition, "seed": seed})
-    return {"summary": summary(rows), "rows": rows, "picture_sha256": digest(observed)}
+    return rows
 
 
 def parts(observed: Observed, fit: str) -> tuple[NDArray[np.bool_], ...]:
@@ -164,7 +209,7 @@ def parts(observed: Observed, fit: str) -> tuple[NDArray[np.bool_], ...]:
 
 def fitted(setting: Setting, features: Floats, seed: int, source: str) -> Score:
     """The score, higher = less like the photographs it was fitted to, of features (N, D)."""
-    if setting.density in ("manipulation", "rank"):
+    if setting.density in HEADS:
         return head(setting.density, Path(source.rpartition(":")[2]))
     prepare = prepared(setting, features)
     known = prepare(features)
@@ -201,10 +246,10 @@ def neighbour_distance(rows: Floats, known: Floats, k: int) -> Floats:
 
 
 def head(name: str, run: Path) -> Score:
-    """The run's own evidence: the manipulation logit, or how far the tag scores lie from their mean."""
+    """The run's own evidence: a logit, or how far the tag scores lie from their mean."""
     with safe_open(run / "best.safetensors", framework="numpy") as file:
         weight, bias = file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
-    if name == "manipulation":
+    if name != "rank":
         return lambda rows: np.asarray(rows @ weight[0] + bias[0])
     return lambda rows: np.asarray(np.linalg.norm(rows @ weight.T + bias, axis=1))
 

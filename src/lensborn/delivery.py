@@ -115,10 +115,9 @@ def _jpeg(image: Image, delivery: Delivery, rng: np.random.Generator) -> Image:
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
         int(chroma),
     ]
-    # Red and blue trade places both ways, so that luma weighs them the wrong way round, for both classes alike: to
-    # be mended with the next training, as the shipped networks learnt so.
-    _, coded = cv2.imencode(".jpg", image, options)
-    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
+    _, coded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
+    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def _happens(probability: float, rng: np.random.Generator) -> bool:

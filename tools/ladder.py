@@ -1,0 +1,553 @@
+"""Trains the encoders of the ladder: one setting a rung, photographs alone, everything else alike.
+
+    python tools/ladder.py --corpus FOLDER --init CHECKPOINT --out FOLDER experiments/ladder.toml [--only NAME ...]
+
+A rung is a table [rungs.NAME] of the settings file; what it does not say is the base's. Each of its seeds is a run
+OUT/NAME-SEED, resumable, that is not trained again once it has ended. `tools/experiment.py --ladder OUT` measures
+them (settings files 08 and later). A face is brought to a size, manipulated or its trace destroyed (`traces.py`),
+delivered and looked at with 192 px, as in the training of the known channel; of that a rung sees a patch, or all of
+it, shrunk.
+"""
+
+import argparse
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import openvino as ov
+import torch
+import traces
+from numpy.typing import NDArray
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+from torch.utils.data import DataLoader, Dataset
+
+from lensborn.datasets.corpus import TAGS, Crop, read_corpus, split_of
+from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
+from lensborn.photo import digest_of
+from lensborn.pretext.backbones import load_pretrained
+from lensborn.pretext.corpus import EpochBatches, native_face
+from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve
+from lensborn.pretext.losses import manipulation_loss, ranking_loss
+from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
+from lensborn.pretext.model import Encoder
+from lensborn.pretext.train import rank_accuracy
+
+SIDE = 192  # px at which a delivered face is looked at
+FEATURES = 128
+FIRST = (160, 257)  # px: side of a face when it is manipulated
+MILD = Delivery(zoom=0.12)
+DELIVERIES = {"none": None, "mild": MILD, "rough": ROUGH}
+CATEGORIES = ("make", "flash", "edited")  # of BLADES' tags, those that the corpus has
+MAKES = ("canon", "apple", "nikon", "samsung", "google", "sony", "fujifilm", "panasonic")
+EDITORS = ("photoshop", "lightroom", "gimp", "picasa", "photo editor", "capture one", "snapseed", "acdsee")
+SIZES = {"make": len(MAKES) + 1, "flash": 2, "edited": 2}
+EVERY = 10  # steps between two updates of bilevel weights
+DECODER_STEPS = 400
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rung(LoopSettings):
+    """All that decides the outcome of a run."""
+
+    epochs: int = 2
+    batch: int = 32
+    lr: float = 1e-3
+    per_source: int = 32
+    backbone: str = "efficientnet_lite0_short"
+    pretrained: bool = True  # from `--init`
+    start: str = ""  # another rung, whose encoder of the same seed is started from
+    view: str = (
+        "patch"  # patch: as many pixels as they are; face: all of the face, shrunk; aliased: carelessly
+    )
+    patch: int = 128  # px of the network's input
+    sees: str = "rgb"  # or residual (fixed high-pass kernels), learnt (constrained kernels), both
+    shuffle: int = 0  # px: blocks of a patch change places; 0: they do not
+    delivery: str = "rough"
+    tasks: tuple[str, ...] = ("ranking", "manipulation")  # and categories, trace
+    ways: tuple[str, ...] = ("resample", "denoise", "dictionary")  # of destroying a trace
+    weighting: str = "equal"  # or uncertainty (learnt deviations), bilevel (what helps the manipulation task)
+
+
+# --- what is seen ---------------------------------------------------------------------------------------
+
+
+def look(face: Image, rung: Rung, place: tuple[int, int], rng: np.random.Generator) -> Image:
+    """The network's input (P, P, 3) of a delivered face (SIDE, SIDE, 3); `place`: top and left of a patch."""
+    if rung.view == "patch":
+        top, left = place
+        seen = face[top : top + rung.patch, left : left + rung.patch]
+    elif rung.view == "face":
+        seen = resized(face, rung.patch)
+    else:
+        seen = np.asarray(
+            cv2.resize(face, (rung.patch, rung.patch), interpolation=cv2.INTER_LINEAR), np.uint8
+        )
+    return shuffled(seen, rung.shuffle, rng) if rung.shuffle else seen
+
+
+def shuffled(patch: Image, side: int, rng: np.random.Generator) -> Image:
+    """The same blocks of `side` pixels, at other places: what a face is goes, its texture stays."""
+    n = patch.shape[0] // side
+    blocks = patch.reshape(n, side, n, side, 3).swapaxes(1, 2).reshape(n * n, side, side, 3)
+    blocks = blocks[rng.permutation(n * n)].reshape(n, n, side, side, 3)
+    return np.asarray(blocks.swapaxes(1, 2).reshape(patch.shape))
+
+
+def grid(rung: Rung) -> list[tuple[int, int]]:
+    """Where patches are taken of a face that is judged: as many as cover it about twice."""
+    if rung.view != "patch":
+        return [(0, 0)]
+    room, count = SIDE - rung.patch, 256 // rung.patch
+    starts = [room * i // (count - 1) for i in range(count)]
+    return [(top, left) for top in starts for left in starts]
+
+
+class Rungs(Dataset[dict[str, Tensor]]):
+    """A face pristine, manipulated and without its trace, as the tasks need; delivered each by itself."""
+
+    def __init__(self, crops: Sequence[Crop], rung: Rung, breaker: Callable[..., Image]) -> None:
+        self.crops, self.rung, self.breaker = crops, rung, breaker
+        names = {name: number for number, name in enumerate(sorted({crop.photo for crop in crops}))}
+        self.photos = [names[crop.photo] for crop in crops]
+
+    def __len__(self) -> int:
+        """Number of crops."""
+        return len(self.crops)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        """The example of `key`: (epoch, index), or an index, which stands for epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng([self.rung.seed, epoch, index])
+        crop = self.crops[index]
+        face, landmarks = native_face(crop)
+        side = min(int(rng.integers(*FIRST)), *face.shape[:2])
+        if landmarks is not None:
+            landmarks = landmarks * (side / face.shape[1])
+        face = resized(face, side)
+        clean = manipulate(face, landmarks, PRISTINE, rng)
+        views = {"pristine": clean}
+        if "manipulation" in self.rung.tasks:
+            views["manipulated"] = manipulate(face, landmarks, draw_manipulation(landmarks, side, rng), rng)
+        if "trace" in self.rung.tasks:
+            views["traceless"] = self.breaker(clean, self.rung.ways, rng)
+        item = {name: self._seen(view, rng) for name, view in views.items()}
+        return item | {
+            "tags": torch.from_numpy(crop.tags),
+            "categories": torch.tensor(categories(crop.row)),
+            "photo": torch.tensor(self.photos[index]),
+        }
+
+    def _seen(self, face: Image, rng: np.random.Generator) -> Tensor:
+        delivery = DELIVERIES[self.rung.delivery]
+        if delivery:
+            face = delivered_face(face, SIDE, delivery, rng)
+        else:
+            face = resized(face[:, :: 1 - 2 * int(rng.integers(2))].copy(), SIDE)
+        room = SIDE - self.rung.patch
+        top, left = rng.integers(0, room + 1, 2) if self.rung.view == "patch" else (0, 0)
+        return torch.from_numpy(look(face, self.rung, (top, left), rng).transpose(2, 0, 1).copy())
+
+
+def categories(row: Mapping[str, str]) -> list[int]:
+    """Classes of the `CATEGORIES`; -1 where the photograph does not say."""
+    make = row["make"].casefold()
+    named = [number for number, name in enumerate(MAKES) if make.startswith(name)]
+    flash = int(float(row["flash"])) & 1 if row["flash"] else -1  # the lowest bit: whether it fired
+    edited = any(name in row["software"].casefold() for name in EDITORS)
+    return [named[0] if named else len(MAKES), flash, int(edited)]
+
+
+# --- what looks -----------------------------------------------------------------------------------------
+
+#: Three high-pass kernels of the spatial rich model (Fridrich and Kodovský, 2012).
+SRM = torch.tensor(
+    [
+        [[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]],
+        [[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1]],
+        [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, -2, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+    ],
+    dtype=torch.float32,
+) / torch.tensor([4.0, 12.0, 2.0]).view(3, 1, 1)
+GREY = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+GAIN, CLIP = 16.0, 8.0  # residuals of a few grey levels fill the range of the input
+
+
+class Front(nn.Module):
+    """RGB (N, 3, P, P) in 0..255 to what the backbone sees, of the same range; (N, 6, P, P) for "both"."""
+
+    srm: Tensor
+    centre: Tensor
+
+    def __init__(self, sees: str) -> None:
+        super().__init__()
+        self.sees = sees
+        self.register_buffer("srm", SRM[:, None], persistent=False)
+        if sees == "learnt":
+            self.kernels = nn.Parameter(torch.rand(3, 3, 5, 5) / 75)
+            self.register_buffer("centre", (torch.arange(25) == 12).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        if self.sees == "rgb":
+            return x
+        if self.sees == "learnt":
+            # Bayar and Stamm, 2018: the weights about the centre sum to one, the centre is -1
+            around = self.kernels.flatten(2)
+            around = around * (1 - self.centre)
+            kernels = (around / around.sum(2, keepdim=True) - self.centre).view_as(self.kernels)
+            residual = F.conv2d(x, kernels / 3, padding=2)
+        else:
+            residual = F.conv2d((x * GREY).sum(1, keepdim=True), self.srm, padding=2)
+        residual = 127 + GAIN * residual.clamp(-CLIP, CLIP)
+        return torch.cat([x, residual], 1) if self.sees == "both" else residual
+
+
+class RungModel(nn.Module):
+    """Front, encoder, heads: `rank` (4), `manipulation` (1), `trace` (1) and the categories, all linear."""
+
+    def __init__(self, rung: Rung) -> None:
+        super().__init__()
+        self.front = Front(rung.sees)
+        self.encoder = Encoder(rung.backbone, FEATURES)
+        if rung.sees == "both":
+            widen(self.encoder)
+        self.rank = nn.Linear(FEATURES, len(TAGS))
+        self.manipulation = nn.Linear(FEATURES, 1)
+        self.trace = nn.Linear(FEATURES, 1)
+        self.classes = nn.ModuleDict({name: nn.Linear(FEATURES, SIZES[name]) for name in CATEGORIES})
+        self.deviations = nn.Parameter(torch.zeros(len(TASKS)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Patches (N, 3, P, P) in 0..255 to features (N, FEATURES)."""
+        features: Tensor = self.encoder(self.front(x))
+        return features
+
+
+def widen(encoder: Encoder) -> None:
+    """Six channels in the place of three; the second three begin with the weights of the first."""
+    stem = encoder.backbone._conv_stem
+    wider = nn.Conv2d(6, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
+    wider.weight.data = stem.weight.data.repeat(1, 2, 1, 1) / 2
+    encoder.backbone._conv_stem = wider
+    encoder.mean, encoder.std = encoder.mean.repeat(1, 2, 1, 1), encoder.std.repeat(1, 2, 1, 1)
+
+
+# --- the training ---------------------------------------------------------------------------------------
+
+TASKS = (*TAGS, "manipulation", "trace", *CATEGORIES)
+
+
+class Climb(Loop):
+    """One run."""
+
+    settings: Rung
+    model: RungModel
+
+    def __init__(
+        self,
+        rung: Rung,
+        crops: Mapping[str, Sequence[Crop]],
+        init: Path,
+        out: Path,
+        breaker: Any,
+        progress: Any,
+    ) -> None:
+        torch.manual_seed(rung.seed)
+        model = RungModel(rung)
+        if rung.pretrained:
+            plain = Encoder(rung.backbone, FEATURES)
+            load_pretrained(plain.backbone, init)
+            if rung.sees == "both":
+                widen(plain)
+            model.encoder.backbone.load_state_dict(plain.backbone.state_dict())
+        if rung.start:
+            found = load_file(out.with_name(f"{rung.start}-{rung.seed}") / BEST)
+            model.load_state_dict({**found, "deviations": torch.zeros(len(TASKS))})
+        sources = [crop.source for crop in crops["train"]]
+        batches = EpochBatches(sources, rung.batch, rung.seed, rung.per_source)
+        self.weights = torch.ones(len(TASKS))
+        self.validation = DataLoader(Rungs(crops["validate"], rung, breaker), batch_size=rung.batch)
+        loader = DataLoader(Rungs(crops["train"], rung, breaker), batch_sampler=batches)
+        self.summary = {split: {"crops": len(some)} for split, some in crops.items()}
+        super().__init__(rung, model, batches, loader, out, progress=progress)
+
+    def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the tasks, and each by name."""
+        found = self._tasks(network, batch, slice(None))
+        weighting = self.settings.weighting
+        if weighting == "bilevel" and self.step % EVERY == 0:
+            self._reweigh(network, batch)
+        places = {name: number for number, name in enumerate(TASKS)}
+        loss = torch.zeros(())
+        for name, value in found.items():
+            if weighting == "uncertainty":  # Kendall, Gal and Cipolla, 2018
+                deviation = self.model.deviations[places[name]]
+                loss = loss + torch.exp(-deviation) * value + deviation / 2
+            else:
+                loss = loss + self.weights[places[name]] * value
+        return loss, {f"loss_{name}": value for name, value in found.items()}
+
+    def _tasks(self, network: nn.Module, batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        tasks = self.settings.tasks
+        views = [name for name in ("pristine", "manipulated", "traceless") if name in batch]
+        seen = [batch[name][rows] for name in views]
+        features = network(self.crops(torch.cat(seen))).float()
+        parts = dict(zip(views, features.split([len(one) for one in seen]), strict=True))
+        found: dict[str, Tensor] = {}
+        with torch.autocast("cpu", enabled=False):
+            if "ranking" in tasks:
+                scores = self.model.rank(parts["pristine"])
+                ranking = ranking_loss(scores, batch["tags"][rows], batch["photo"][rows])
+                found |= dict(zip(TAGS, ranking.per_tag, strict=True))
+            for task, view in (("manipulation", "manipulated"), ("trace", "traceless")):
+                if view in parts:
+                    both = torch.cat([parts["pristine"], parts[view]])
+                    labels = torch.arange(len(both)) >= len(parts["pristine"])
+                    found[task] = manipulation_loss(getattr(self.model, task)(both)[:, 0], labels)
+            if "categories" in tasks:
+                for number, name in enumerate(CATEGORIES):
+                    classes = batch["categories"][rows, number]
+                    if (classes >= 0).any():
+                        logits = self.model.classes[name](parts["pristine"])
+                        found[name] = F.cross_entropy(logits, classes, ignore_index=-1)
+        return found
+
+    def _reweigh(self, network: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        """Weights of tasks whose gradient points where that of the manipulation task on other faces does.
+
+        To first order, a step along a task's gradient changes another loss by their product: what the outer level
+        of BLADES (Zou et al., 2025) optimises, without unrolling.
+        """
+        half = len(batch["pristine"]) // 2
+        parameters = [p for p in self.model.encoder.parameters() if p.requires_grad]
+
+        def direction(loss: Tensor) -> Tensor:
+            slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            flat = torch.cat([slope.flatten() for slope in slopes if slope is not None])
+            return flat / flat.norm().clamp(min=1e-12)
+
+        wanted = direction(self._tasks(network, batch, slice(half, None))["manipulation"])
+        found = self._tasks(network, batch, slice(half))
+        places = {name: number for number, name in enumerate(TASKS)}
+        for name, loss in found.items():
+            self.weights[places[name]] *= torch.exp(0.5 * (direction(loss) @ wanted))
+        mine = [places[name] for name in found]
+        self.weights[mine] /= self.weights[mine].mean()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Each task on sources kept apart, and their mean; categories count as shares that are right."""
+        self.model.eval()
+        rows: dict[str, list[NDArray[Any]]] = {}
+        for batch in self.validation:
+            for name in ("pristine", "manipulated", "traceless"):
+                if name in batch:
+                    with self.autocast():
+                        features = self.model(self.crops(batch[name])).float()
+                    rows.setdefault(name, []).append(features.numpy())
+            for name in ("tags", "photo", "categories"):
+                rows.setdefault(name, []).append(batch[name].numpy())
+        whole = {name: np.concatenate(parts) for name, parts in rows.items()}
+        found: dict[str, float] = {}
+        if "ranking" in self.settings.tasks:
+            scores = _linear(self.model.rank, whole["pristine"])
+            right = rank_accuracy(scores, whole["tags"], whole["photo"])
+            found |= {f"rank_{tag}": value for tag, value in zip(TAGS, right, strict=True)}
+        for task, view in (("manipulation", "manipulated"), ("trace", "traceless")):
+            if view in whole:
+                sides = (_linear(getattr(self.model, task), whole[one])[:, 0] for one in ("pristine", view))
+                found[f"{task}_auc"] = area_under_curve(*sides)
+        if "categories" in self.settings.tasks:
+            for number, name in enumerate(CATEGORIES):
+                said = _linear(self.model.classes[name], whole["pristine"]).argmax(1)
+                true = whole["categories"][:, number]
+                if (true >= 0).any():
+                    found[f"right_{name}"] = float((said == true)[true >= 0].mean())
+        return found | {"validation": float(np.mean(list(found.values())))}
+
+
+def _linear(layer: nn.Linear, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(layer(torch.from_numpy(features)).detach().numpy())
+
+
+# --- small autoencoders ---------------------------------------------------------------------------------
+
+
+class Decoding(nn.Module):
+    """An autoencoder of one kind of decoder: "nearest", "transposed" or "pixel-shuffle"; (N, 3, S, S) in 0..1."""
+
+    def __init__(self, kind: str, width: int = 24) -> None:
+        super().__init__()
+        act = nn.LeakyReLU(0.1, inplace=True)
+        self.encode = nn.Sequential(
+            *(nn.Conv2d(3, width, 3, 2, 1), act, nn.Conv2d(width, 2 * width, 3, 2, 1), act),
+            *(nn.Conv2d(2 * width, 2 * width, 3, 1, 1), act),
+        )
+
+        def up(cin: int, cout: int) -> list[nn.Module]:
+            if kind == "nearest":
+                return [nn.Upsample(scale_factor=2), nn.Conv2d(cin, cout, 3, 1, 1)]
+            if kind == "transposed":
+                return [nn.ConvTranspose2d(cin, cout, 4, 2, 1)]
+            return [nn.Conv2d(cin, 4 * cout, 3, 1, 1), nn.PixelShuffle(2)]
+
+        self.decode = nn.Sequential(
+            *up(2 * width, width), act, *up(width, width), act, nn.Conv2d(width, 3, 3, 1, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        found: Tensor = self.decode(self.encode(x - 0.5)) + 0.5
+        return found
+
+
+def decoders(crops: Sequence[Crop], folder: Path) -> list[traces.Decoder]:
+    """One trained autoencoder a kind; trained on photographs once, kept in `folder`."""
+    found: list[traces.Decoder] = []
+    for kind in ("nearest", "transposed", "pixel-shuffle"):
+        network, path = Decoding(kind), folder / f"decoder-{kind}.safetensors"
+        if not path.exists():
+            torch.manual_seed(0)
+            network = Decoding(kind)
+            train_decoder(network, crops)
+            save_file(network.state_dict(), path)
+        network.load_state_dict(load_file(path))
+        found.append(_rebuilding(network.eval()))
+    return found
+
+
+def train_decoder(network: Decoding, crops: Sequence[Crop]) -> None:
+    """A few minutes of mean absolute error on pieces of photographs."""
+    rng = np.random.default_rng(0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    faces = [resized(native_face(crops[i])[0], SIDE) for i in rng.permutation(len(crops))[:400]]
+    for step in range(DECODER_STEPS):
+        places = rng.integers(0, SIDE - 96, (16, 2))
+        chosen = [faces[i] for i in rng.integers(0, len(faces), 16)]
+        pieces = np.stack([f[y : y + 96, x : x + 96] for f, (y, x) in zip(chosen, places, strict=True)])
+        batch = torch.from_numpy(pieces.transpose(0, 3, 1, 2).copy()).float() / 255
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * (1 - step / DECODER_STEPS)
+        optimiser.zero_grad()
+        F.l1_loss(network(batch), batch).backward()
+        optimiser.step()
+
+
+def _rebuilding(network: Decoding) -> traces.Decoder:
+    @torch.no_grad()
+    def rebuild(image: Image) -> Image:
+        height, width = image.shape[:2]
+        padded = np.pad(image, ((0, -height % 4), (0, -width % 4), (0, 0)), mode="edge")
+        x = torch.from_numpy(padded.transpose(2, 0, 1)[None].copy()).float() / 255
+        out = (255 * network(x)[0, :, :height, :width]).round().clamp(0, 255)
+        return np.asarray(out.numpy().astype(np.uint8).transpose(1, 2, 0))
+
+    return rebuild
+
+
+# --- what a run becomes ---------------------------------------------------------------------------------
+
+
+class RungExtractor:
+    """A finished run behind the interface of `features.Encoder`: features of a face, the mean over its patches."""
+
+    size, feature_dim = SIDE, FEATURES
+
+    def __init__(self, run: Path) -> None:
+        settings = json.loads((run / "settings.json").read_text())
+        self.rung = Rung(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        model = RungModel(self.rung)
+        model.load_state_dict(load_file(run / BEST))
+        graph = ov.convert_model(
+            model.eval(), example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch)
+        )
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        self._network = ov.Core().compile_model(graph, "CPU", options)
+        self.sha256, self.name = digest_of(run / BEST), run.name
+
+    def encode(self, crops: Image) -> NDArray[np.float32]:
+        """Features (N, FEATURES) of crops (N, SIDE, SIDE, 3) uint8 RGB."""
+        rng = np.random.default_rng(0)
+        features = np.zeros((len(crops), FEATURES), dtype=np.float32)
+        for row, crop in zip(features, crops, strict=True):
+            seen = np.stack([look(crop, self.rung, place, rng) for place in grid(self.rung)])
+            row[:] = self._network(seen.transpose(0, 3, 1, 2).astype(np.float32))[0].mean(axis=0)
+        return features
+
+
+def rungs(path: Path) -> dict[str, list[Rung]]:
+    """The rungs of a settings file by name, a run for each of their seeds."""
+    asked = tomllib.loads(path.read_text())
+    found = {}
+    for name, changes in asked["rungs"].items():
+        values = {**asked.get("base", {}), **changes}
+        seeds = values.pop("seeds", [0])
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        found[name] = [Rung(**values, seed=seed) for seed in seeds]
+    return found
+
+
+def main() -> None:
+    """See the module's head."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--init", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME[-SEED]")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    crops: dict[str, list[Crop]] = {"train": [], "validate": []}
+    for crop in read_corpus(arguments.corpus):
+        if (members := crops.get(split_of(crop.source))) is not None:
+            members.append(crop)
+    crops["validate"] = crops["validate"][::2]
+
+    @cache
+    def dictionary() -> traces.Floats:
+        return traces.principal_patches([native_face(crop)[0] for crop in crops["train"][::20]])
+
+    @cache
+    def rebuilders() -> list[traces.Decoder]:
+        return decoders(crops["train"], arguments.out)
+
+    def breaker(image: Image, ways: Sequence[str], rng: np.random.Generator) -> Image:
+        prepared = {"dictionary": dictionary()} if "dictionary" in ways else {}
+        return traces.destroy(image, ways, rng, **prepared, decoders=rebuilders() if "decode" in ways else ())
+
+    for name, seeds in rungs(arguments.settings).items():
+        for rung in seeds:
+            run = f"{name}-{rung.seed}"
+            if arguments.only and not {name, run} & set(arguments.only):
+                continue
+            if (arguments.out / run / "card.json").exists():
+                continue
+            with Progress() as bar:
+                task = bar.add_task(run)
+                Climb(
+                    rung,
+                    crops,
+                    arguments.init,
+                    arguments.out / run,
+                    breaker,
+                    lambda done, total, _, bar=bar, task=task: bar.update(task, completed=done, total=total),
+                ).fit()
+
+
+if __name__ == "__main__":
+    main()
