@@ -106,10 +106,10 @@ def known_bundle(
 
 
 def coarse(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A picture of half as many pixels, each twice as large: what a poor generator might make of it."""
+    """A picture of half as many pixels, each twice as large, with little blue: what a poor generator might make."""
     half = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     size = (pixels.shape[1], pixels.shape[0])
-    return np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
+    return np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_NEAREST) * (1, 1, 0.4), dtype=np.uint8)
 
 
 def write_tiny_encoder(folder: Path, seed: int) -> EncoderExport:

@@ -124,17 +124,17 @@ def test_reasons_name_the_channel_that_spoke() -> None:
     known = KnownGenerator(3.0, 0.01)
     assert judge(0.4, 200, 0.05, known, 0.8) == (
         "ai_generated",
-        ("no more than 1 % of calibration photographs look this much like known generators",),
+        ("no more than 1 % of calibration photographs look this much like generated faces",),
     )
     assert judge(0.001, 200, 0.05, known, 0.8)[1] == (
         "no more than 0.1 % of calibration photographs look this unusual",
-        "no more than 1 % of calibration photographs look this much like known generators",
+        "no more than 1 % of calibration photographs look this much like generated faces",
     )
     assert judge(0.04, 200, 0.05, KnownGenerator(0.0, 0.3), 0.8) == (
         "photographic",
         (
             "within the range of photographs: 4 % of calibration photographs look at least this unusual, "
-            "30 % at least this much like known generators",
+            "30 % at least this much like generated faces",
         ),
     )
     assert judge(0.001, 79, 0.05, known, 0.8)[0] == "unsure"
@@ -244,6 +244,6 @@ def test_both_channels_are_shown_to_people(known_bundle: Bundle, examples: Path)
         app, ["detect", "--model", str(known_bundle.path), str(examples / "generated-man.jpg")]
     )
     assert "known p" in result.output
-    assert "or as much like known generators" in result.output
+    assert "or as much like generated faces" in result.output
     told = CliRunner().invoke(app, ["info", str(known_bundle.path)]).output
     assert "known generators" in told and "coarse" in told

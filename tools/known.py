@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from lensborn.teach import LEAST, Lesson, Studied, study, teach
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-2"
+NAME = "lensborn-3"
 SHARE = 0.8  # of alpha for the known channel: the first one, alone, sees little (docs/results)
 UNSEEN = "portraits"
 PHOTOS = "photos"
@@ -171,14 +172,12 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
     settings = json.loads((run / "settings.json").read_text())
     if set(settings["leave_out"]) != {*leave_out, UNSEEN}:
         raise SystemExit(f"{run} left out {settings['leave_out']}, not {[*leave_out, UNSEEN]}")
-    empty = Memory.empty(FEATURE_DIM).add("nothing", False, np.zeros((1, 1, FEATURE_DIM)), CALIBRATE)
     manifest = {
         **asdict(KnownLook(patch=settings["patch"])),
         "share": SHARE,
         "training": {name: settings[name] for name in ("backbone", "epochs", "steps", "batch", "lr", "seed")},
     }
-    blank = KnownPart(KnownHead(np.zeros(FEATURE_DIM), 0.0, empty), manifest)
-    channel = KnownChannel(export_known(run), blank)
+    channel = KnownChannel(export_known(run), KnownPart(KnownHead.blank(FEATURE_DIM), manifest))
     scale = Detector.load().preprocessing.crop_scale
     memory = Memory.empty(FEATURE_DIM)
     seen: list[Path] = []
@@ -490,27 +489,32 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def _kept(run: Path) -> Path:
-    """Where the rows of a run are kept, so that measuring can go on; they hold for these weights and this tool."""
-    parts = (run / "best.safetensors", Path(__file__), SHIPPED / "bundle.json")
+    """Where the rows of a run are kept, so that measuring can go on; they hold for what they were made with."""
+    first = [SHIPPED / name for name in ("encoder.bin", "density.safetensors", "calibration.safetensors")]
+    code = [Path(import_module(f"lensborn.{name}").__file__) for name in ("logistic", "strangeness", "delivery")]
+    parts = (run / "best.safetensors", Path(__file__), *first, *code)
     digest = hashlib.sha256("".join(map(digest_of, parts)).encode()).hexdigest()
     return run / f"measured-{digest[:16]}.json"
 
 
 def write_page(rows: Sequence[Row]) -> None:
     """The tables between the marks of docs/known.md, and docs/reliability.svg."""
-    page = PAGE.read_text()
     for section, text in (
         ("auc", tables(rows)),
         ("conditional", conditional_table(rows)),
         ("damage", damage_table(rows)),
         ("taught", taught_table(rows)),
     ):
-        before, rest = page.split(f"<!-- {section}:begin -->")
-        after = rest.split(f"<!-- {section}:end -->")[1]
-        page = f"{before}<!-- {section}:begin -->\n{text}\n<!-- {section}:end -->{after}"
-    PAGE.write_text(page)
+        write_between(section, text)
     mine = [row for row in rows if row["table"] == "reliability" and row["condition"] != "published"]
     reliability_plot(_means(mine, ("kind", "bin"), ("given", "was")), PAGE.with_name("reliability.svg"))
+
+
+def write_between(section: str, text: str) -> None:
+    """Put a table between the marks of a section of docs/known.md."""
+    before, rest = PAGE.read_text().split(f"<!-- {section}:begin -->")
+    after = rest.split(f"<!-- {section}:end -->")[1]
+    PAGE.write_text(f"{before}<!-- {section}:begin -->\n{text}\n<!-- {section}:end -->{after}")
 
 
 def _means(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) -> list[Row]:
@@ -704,9 +708,9 @@ def card(part: KnownPart, rows: Sequence[Row]) -> str:
 Everything above is about the first channel, which never saw a generated picture; its files are the same with this
 channel and without. The known channel was shown generated faces of {shown}, against photographs, patch by
 patch ({part.manifest["patch"]} px of a face at {part.manifest["side"]} px). It says how much a face looks
-like those; of a generator that it was not shown it may say nothing. Calibrated on {populations} faces as they are
-and as sites hand them on; a p-value is the largest over these populations. Of alpha,
-{100 * part.manifest["share"]:g} % are its own.
+like those, or unlike all photographs; of a generator that it was not shown it may say nothing. Calibrated on
+{populations} faces as they are and as sites hand them on; a p-value is the largest over these
+populations. Of alpha, {100 * part.manifest["share"]:g} % are its own.
 Faces whose crop is below {part.manifest["least_side"]} px get no such score.
 
 How it does on a generator left out (channels trained without it; `python tools/known.py measure`):

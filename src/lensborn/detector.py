@@ -403,7 +403,7 @@ def judge(
         )
     channels = [(p_value, 1 - share, "this unusual")]
     if isinstance(known, KnownGenerator):
-        channels.append((known.p_value, share, "this much like known generators"))
+        channels.append((known.p_value, share, "this much like generated faces"))
     flagging = tuple(
         f"no more than {_percent(p)} of calibration photographs look {how}"
         for p, weight, how in channels
@@ -413,7 +413,7 @@ def judge(
         return "ai_generated", flagging
     within = f"{_percent(p_value)} of calibration photographs look at least this unusual"
     if isinstance(known, KnownGenerator):
-        within += f", {_percent(known.p_value)} at least this much like known generators"
+        within += f", {_percent(known.p_value)} at least this much like generated faces"
     return "photographic", (f"within the range of photographs: {within}",)
 
 

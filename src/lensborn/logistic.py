@@ -1,10 +1,12 @@
 """The head of the known channel: from features to a score and its p-value, and the memory that it learnt from.
 
-A logistic regression on features gives the score, in calibrated log odds. Its p-value is split-conformal on several
-populations of photographs, and the largest of theirs: what is rare must be rare among all of them, so that the
-faces of one publisher are not flagged for what sets them apart from the photographs of another (a Mondrian
-calibration whose stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005,
-section 4.5).
+Two things speak for a generated face: that it is like those that were shown, by a logistic regression on features,
+and that it is unlike all photographs (`strangeness`), as a face from a generator of another kind may be. Each is
+measured in deviations of photographs kept apart, and the greater of the two is the score, in calibrated log odds.
+Its p-value is split-conformal on several populations of photographs, and the largest of theirs: what is rare must
+be rare among all of them, so that the faces of one publisher are not flagged for what sets them apart from the
+photographs of another (a Mondrian calibration whose stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic
+Learning in a Random World", 2005, section 4.5).
 
 The features of every face that the regression learnt from travel with it, the pictures do not: so that
 `lensborn teach` can add a generator without forgetting the others.
@@ -19,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lensborn.calibration import FaceConformal
+from lensborn.strangeness import Strangeness
 
 LEARN, CALIBRATE = 0, 1  # what a remembered face serves for
 PENALTY = 10.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
@@ -137,53 +140,77 @@ class Memory:
 class KnownHead:
     """From features to score and p-value, with the memory that it was learnt from.
 
-    `weights` (D,) and `bias`: a logistic regression, generated is positive. Raises ValueError where they do not
-    fit the memory.
+    `weights` (D,) and `bias`: a logistic regression, generated is positive. `strangeness`: of photographs. `scale`
+    (2, 2): mean and deviation of either among photographs, a row each. `platt` (2,): stretch and shift that make
+    the greater of the two, so measured, log odds. Raises ValueError where they do not fit the memory.
     """
 
     weights: Floats
     bias: float
+    strangeness: Strangeness
+    scale: Floats
+    platt: Floats
     memory: Memory
 
     def __post_init__(self) -> None:
-        if self.weights.shape != (self.memory.features.shape[1],) or not np.isfinite(self.weights).all():
+        dim = self.memory.features.shape[1]
+        if self.weights.shape != (dim,) or self.strangeness.centre.shape != (dim,):
             raise ValueError("the weights of the known channel do not fit its features")
-        if not np.isfinite(self.bias):
-            raise ValueError("the bias of the known channel is not finite")
+        if self.scale.shape != (2, 2) or self.platt.shape != (2,):
+            raise ValueError("the known channel's scale or its log odds are malformed")
+        numbers = np.concatenate([self.weights, [self.bias], self.scale.ravel(), self.platt])
+        if not np.isfinite(numbers).all() or not (self.scale[:, 1] > 0).all():
+            raise ValueError("the known channel's weights, scale or log odds are out of range")
         _ = self.conformals  # raises where there is nothing to calibrate on, or a score is not finite
 
     @classmethod
+    def blank(cls, feature_dim: int) -> Self:
+        """A head that tells nothing apart, for a channel that is to look before it has learnt."""
+        memory = Memory.empty(feature_dim).add("nothing", False, np.zeros((1, 1, feature_dim)), CALIBRATE)
+        strangeness = Strangeness(np.zeros(feature_dim), np.eye(feature_dim))
+        scale, platt = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([1.0, 0.0])
+        return cls(np.zeros(feature_dim), 0.0, strangeness, scale, platt, memory)
+
+    @classmethod
     def learn(cls, memory: Memory) -> Self:
-        """Fit to a memory: a regression on what is to be learnt from, its scores then made log odds on what
-        calibrates (see `platt`), where there are generated faces among that. ValueError where a class is missing.
+        """Fit to a memory: regression and strangeness to what is to be learnt from; measured on photographs that
+        calibrate, and made log odds on all that do (see `platt`), where there are generated faces among that.
+
+        ValueError where a class is missing.
         """
-        learn, positive = memory.rows(LEARN), memory.positive
+        learn, calibrate, positive = memory.rows(LEARN), memory.rows(CALIBRATE), memory.positive
         for mask, what in (
-            (learn & positive, "generated faces"),
-            (learn & ~positive, "photographs"),
+            (learn & positive, "generated faces to learn from"),
+            (learn & ~positive, "photographs to learn from"),
+            (calibrate & ~positive, "photographs to calibrate on"),
         ):
             if not mask.any():
-                raise ValueError(f"no {what} to learn from: add pictures")
-
-        def part(rows: npt.NDArray[np.bool_]) -> tuple[Floats, npt.NDArray[np.bool_], Floats]:
-            labels = positive[rows]
-            return memory.features[rows].astype(np.float64), labels, balance(memory.sets[rows], labels)
-
-        weights, bias = _logistic(*part(learn), PENALTY)
-        if (memory.rows(CALIBRATE) & positive).any():
-            features, labels, balanced = part(memory.rows(CALIBRATE))
-            stretch, shift = platt(features @ weights + bias, labels, balanced)
-            if stretch <= 0:
+                raise ValueError(f"no {what}: add pictures")
+        features = memory.features.astype(np.float64)
+        weights, bias = _logistic(
+            features[learn], positive[learn], balance(memory.sets[learn], positive[learn]), PENALTY
+        )
+        strangeness = Strangeness.fit(features[learn & ~positive])
+        rows, labels = features[calibrate], positive[calibrate]
+        signs = _signs(rows, weights, bias, strangeness)
+        balanced = balance(memory.sets[calibrate], labels)
+        mean = np.average(signs[~labels], axis=0, weights=balanced[~labels])
+        variance = np.average(np.square(signs[~labels] - mean), axis=0, weights=balanced[~labels])
+        scale = np.stack([mean, np.sqrt(np.maximum(variance, 1e-12))], axis=1)
+        log_odds = (1.0, 0.0)
+        if labels.any():
+            log_odds = platt(((signs - scale[:, 0]) / scale[:, 1]).max(axis=1), labels, balanced)
+            if log_odds[0] <= 0:
                 raise ValueError(
                     "generated faces kept apart look less so than photographs: add other pictures"
                 )
-            weights, bias = weights * stretch, bias * stretch + shift
-        return cls(weights, bias, memory)
+        return cls(weights, bias, strangeness, scale, np.array(log_odds), memory)
 
     def score(self, features: npt.ArrayLike) -> Floats:
         """Log odds (N,) of features (N, D), at equal numbers of both classes; higher = more like generated."""
-        # row by row: the last bits of a matrix product depend on the number of rows
-        return np.asarray((np.asarray(features, dtype=np.float64) * self.weights).sum(axis=1) + self.bias)
+        signs = _signs(features, self.weights, self.bias, self.strangeness)
+        stretch, shift = self.platt
+        return np.asarray(((signs - self.scale[:, 0]) / self.scale[:, 1]).max(axis=1) * stretch + shift)
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
         """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
@@ -215,6 +242,10 @@ class KnownHead:
         return {
             "weights": self.weights,
             "bias": np.array([self.bias]),
+            "centre": self.strangeness.centre,
+            "whitening": self.strangeness.whitening,
+            "scale": self.scale,
+            "platt": self.platt,
             "features": self.memory.features,
             "faces": self.memory.faces,
             "sets": self.memory.sets,
@@ -233,17 +264,38 @@ class KnownHead:
         memory = Memory(
             arrays["features"], arrays["faces"], arrays["sets"], arrays["uses"], tuple(sets), generated
         )
-        return cls(arrays["weights"], float(arrays["bias"][0]), memory)
+        if arrays["centre"].ndim != 1:
+            raise ValueError("the centre of photographs must have one number a feature")
+        return cls(
+            arrays["weights"],
+            float(arrays["bias"][0]),
+            Strangeness(arrays["centre"], arrays["whitening"]),
+            arrays["scale"],
+            arrays["platt"],
+            memory,
+        )
 
 
 _KINDS: Mapping[str, type] = {
     "weights": np.float64,
     "bias": np.float64,
+    "centre": np.float64,
+    "whitening": np.float64,
+    "scale": np.float64,
+    "platt": np.float64,
     "features": np.float16,
     "faces": np.int32,
     "sets": np.int32,
     "uses": np.uint8,
 }
+
+
+def _signs(features: npt.ArrayLike, weights: Floats, bias: float, strangeness: Strangeness) -> Floats:
+    """What speaks for generated faces in features (N, D): like those shown, unlike photographs; (N, 2)."""
+    rows = np.asarray(features, dtype=np.float64)
+    # row by row: the last bits of a matrix product depend on the number of rows
+    alike = (rows * weights).sum(axis=1) + bias
+    return np.stack([alike, strangeness.of(rows)], axis=1)
 
 
 def balance(sets: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]) -> Floats:

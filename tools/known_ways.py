@@ -1,0 +1,208 @@
+"""Three ways in which the pretext tasks could help the known channel, beside the way that is shipped.
+
+    python tools/known_ways.py train --corpus FOLDER --init CHECKPOINT --ladder LADDER --out OUT [--only RUN ...]
+    python tools/known_ways.py measure --corpus FOLDER --ladder LADDER --out OUT --alone SET=RUN ...
+
+The encoder that the tasks trained is the rung "base" of the ladder (`ladder.py`): the same network, patch and
+delivery as the known channel's, photographs alone. Each way leaves out one generator at a time:
+
+- frozen: its features, and a logistic head;
+- last: its last stage is trained to tell photographs from generated faces, the stages before it stay;
+- joint: a network from ImageNet weights learns that and the five tasks at once.
+
+`measure` writes the table of docs/known.md; "alone", the runs of `known.py train`, is what is shipped.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from known import (
+    SIDE,
+    UNSEEN,
+    _equalised_once,
+    auc_rows,
+    channel_of,
+    labelled,
+    look,
+    splits_of,
+    write_between,
+)
+from ladder import FEATURES, Rung, Rungs
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lensborn.datasets.corpus import TAGS, read_corpus, split_of
+from lensborn.detector import Detector
+from lensborn.pretext import known
+from lensborn.pretext.corpus import EpochBatches
+from lensborn.pretext.loop import BEST
+from lensborn.pretext.losses import manipulation_loss, ranking_loss
+
+WAYS = ("frozen", "last", "joint")
+GENERATORS = ("stylegan1", "stylegan2", "sd2.1")
+LAST = ("_blocks.8", "_blocks.9", "_blocks.10")  # the fifth stage of EfficientNet-Lite0
+
+
+class LastStage(known.KnownTrainer):
+    """Trains the last stage, the projection and the head of an encoder that the tasks trained."""
+
+    def begin_from(self, encoder: Mapping[str, Tensor]) -> None:
+        """Take that encoder and freeze what comes before the last stage, its normalisations too."""
+        self.model.encoder.load_state_dict(encoder)
+        for name, parameter in self.model.encoder.backbone.named_parameters():
+            parameter.requires_grad_(name.startswith(LAST))
+
+    def train_step(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One update; frozen normalisations keep their statistics."""
+        for name, module in self.model.encoder.backbone.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and not name.startswith(LAST):
+                module.eval()
+        return super().train_step(network, batch)
+
+
+class Joint(known.KnownTrainer):
+    """Learns the five tasks beside its own, from batches of photographs. It cannot be resumed: the tasks' heads are
+    not kept."""
+
+    def learn_from(self, photographs: Iterator[dict[str, Tensor]]) -> None:
+        """Where batches of photographs come from; the heads of the tasks."""
+        self.photographs = photographs
+        self.heads = nn.Linear(FEATURES, len(TAGS) + 1)  # the tags' and, last, that of manipulated faces
+        self.optimiser.add_param_group({"params": self.heads.parameters(), "lr": self.settings.lr})
+
+    def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of its own loss and of the five tasks, each task's a fifth."""
+        loss, numbers = super().losses(network, batch)
+        photos = next(self.photographs)
+        count = len(photos["pristine"])
+        seen = self.crops(torch.cat([photos["pristine"], photos["manipulated"]]))
+        scores = self.heads(self.model.encoder(seen).float())
+        ranking = ranking_loss(scores[:count, :-1], photos["tags"], photos["photo"]).per_tag.sum()
+        spotting = manipulation_loss(scores[:, -1], torch.arange(2 * count) >= count)
+        return loss + (ranking + spotting) / 5, {**numbers, "loss_tasks": ranking + spotting}
+
+
+def endless(corpus: Path, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of the photographs that training may see, pristine and manipulated."""
+    crops = [crop for crop in read_corpus(corpus) if split_of(crop.source) == "train"]
+    rung = Rung(seed=seed)
+    batches = EpochBatches([crop.source for crop in crops], 16, seed, rung.per_source)
+    loader = DataLoader(Rungs(crops, rung, _no_trace), batch_sampler=batches, num_workers=1)
+    while True:
+        yield from loader
+        batches.epoch += 1
+
+
+def _no_trace(*_: Any) -> Any:
+    raise AssertionError("no trace is destroyed here")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """The runs WAY-GENERATOR that are not there yet."""
+    torch.set_num_threads(1)
+    base = load_file(arguments.ladder / "base-0" / BEST)
+    encoder = {
+        name.removeprefix("encoder."): value for name, value in base.items() if name.startswith("encoder.")
+    }
+    for way in WAYS:
+        for generator in GENERATORS:
+            out = arguments.out / f"{way}-{generator}"
+            wanted = not arguments.only or {way, out.name} & set(arguments.only)
+            if wanted and not (out / "card.json").exists():
+                train_one(way, generator, out, encoder, arguments)
+
+
+def train_one(
+    way: str, generator: str, out: Path, encoder: Mapping[str, Tensor], arguments: argparse.Namespace
+) -> None:
+    """One run."""
+    leave_out = (generator, UNSEEN)
+    settings = known.KnownSettings(init=str(arguments.init), seed=0, leave_out=leave_out)
+    if way == "frozen":
+        out.mkdir(parents=True, exist_ok=True)
+        model = known.KnownModel(settings.backbone)
+        model.encoder.load_state_dict(encoder)
+        save_file(model.state_dict(), out / BEST)
+        (out / "settings.json").write_text(json.dumps({**vars(settings), "delivery": None}))
+        (out / "card.json").write_text("{}")
+        return
+    pictures = [picture for picture in labelled(arguments.corpus) if picture.set not in leave_out]
+    crops = known.photo_examples(read_corpus(arguments.corpus))
+    parts = {
+        split: known.picture_examples([p for p in pictures if known.picture_split(p) == split])
+        for split in ("train", "validate")
+    }
+    with Progress() as bar:
+        task = bar.add_task(out.name, total=settings.epochs * settings.steps)
+        trainer = (LastStage if way == "last" else Joint)(
+            settings,
+            crops["train"] + parts["train"],
+            crops["validate"][::4] + parts["validate"],
+            out,
+            progress=lambda done, _, means: bar.update(task, completed=done),
+        )
+        if isinstance(trainer, LastStage):
+            trainer.begin_from(encoder)
+        elif isinstance(trainer, Joint):
+            trainer.learn_from(endless(arguments.corpus, settings.seed))
+        trainer.fit()
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """The table of docs/known.md."""
+    alone = dict(spec.split("=", 1) for spec in arguments.alone)
+    runs = {("alone", generator): Path(alone[generator]) for generator in GENERATORS}
+    runs |= {
+        (way, generator): arguments.out / f"{way}-{generator}" for way in WAYS for generator in GENERATORS
+    }
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as view:
+        equal = {p.name: path for p, path in _equalised_once(arguments.corpus, Path(view))}
+        for (way, generator), run in runs.items():
+            kept = run / "ways.json"
+            if not kept.exists():
+                channel = channel_of(run, arguments.corpus, [generator], whole=False)
+                detector = Detector.load().with_known(channel)
+                judged = splits_of(arguments.corpus, [generator])["judge"]
+                looks = look(detector, [(p, equal[p.name]) for p in judged if p.name in equal], run.name)
+                rows = [row for row in auc_rows(looks, generator) if row["channel"] == "known"]
+                kept.write_text(json.dumps(next(row for row in rows if "+" in row["against"])))
+            found[way, generator] = json.loads(kept.read_text())
+    lines = [
+        f"| {SIDE} px, AUC of the generator left out | {' | '.join(GENERATORS)} | mean |",
+        "| --- " * 5 + "|",
+    ]
+    for way in ("alone", *WAYS):
+        rows = [found[way, generator] for generator in GENERATORS]
+        cells = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
+        lines.append(f"| {way} | {' | '.join(cells)} | {sum(row['value'] for row in rows) / len(rows):.3f} |")
+    write_between("ways", "\n".join(lines))
+
+
+def main() -> None:
+    """See the module's head."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True)
+    for verb, what in (("train", train), ("measure", measure)):
+        command = verbs.add_parser(verb)
+        command.set_defaults(run=what)
+        for name in ("corpus", "ladder", "out"):
+            command.add_argument(f"--{name}", type=Path, required=True)
+    verbs.choices["train"].add_argument("--init", type=Path, required=True)
+    verbs.choices["train"].add_argument("--only", nargs="*", default=[], metavar="WAY|RUN")
+    verbs.choices["measure"].add_argument("--alone", nargs=3, required=True, metavar="SET=RUN")
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
