@@ -169,6 +169,15 @@ def test_a_store_that_cannot_be_set_up_is_wrong_usage(
     assert "check the address" in refused.stderr or "package" in refused.stderr
 
 
+def test_a_password_in_an_address_is_refused_and_not_repeated(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    refused = scan("ftp://me:hush@host.example/album", "--out", out, "--model", tiny_bundle.path)
+    assert refused.exit_code == 2
+    assert "holds a password" in refused.stderr
+    assert "hush" not in refused.output
+    assert not (out / "faces.parquet").exists()
+
+
 def test_an_address_says_which_host() -> None:
     """WebHDFS, which has no other way to know; it connects later."""
     for host in ("one:9870", "another:9871"):

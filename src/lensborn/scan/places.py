@@ -52,11 +52,21 @@ class Place(Protocol):
 
 
 def place_of(path: str) -> Place:
-    """The place that a path belongs to. Raises ScanError where it is in a store that cannot be set up."""
+    """The place that a path belongs to.
+
+    Raises ScanError where it is in a store that cannot be set up, and where the address holds a password: every row
+    of the results would repeat it.
+    """
     if not is_remote(path):
         return Disk()
     protocol, _, rest = path.partition("://")
-    return _store(f"{protocol}://{rest.partition('/')[0]}")
+    host = rest.partition("/")[0]
+    if ":" in host.rpartition("@")[0]:
+        raise ScanError(
+            f"the {protocol} address holds a password, which the results would repeat: leave it out, and give it in "
+            "the way of that store (environment, or fsspec's configuration files)"
+        )
+    return _store(f"{protocol}://{host}")
 
 
 @cache
