@@ -63,8 +63,8 @@ def place_of(path: str) -> Place:
     host = rest.partition("/")[0]
     if ":" in host.rpartition("@")[0]:
         raise ScanError(
-            f"the {protocol} address holds a password, which the results would repeat: leave it out, and give it in "
-            "the way of that store (environment, or fsspec's configuration files)"
+            f"the {protocol} address holds a password, which the results would repeat: leave it out, and give it "
+            "in the way of that store (environment, or fsspec's configuration files)"
         )
     return _store(f"{protocol}://{host}")
 
