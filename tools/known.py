@@ -491,7 +491,9 @@ def measure(arguments: argparse.Namespace) -> None:
 def _kept(run: Path) -> Path:
     """Where the rows of a run are kept, so that measuring can go on; they hold for what they were made with."""
     first = [SHIPPED / name for name in ("encoder.bin", "density.safetensors", "calibration.safetensors")]
-    code = [Path(import_module(f"lensborn.{name}").__file__) for name in ("logistic", "strangeness", "delivery")]
+    code = [
+        Path(import_module(f"lensborn.{name}").__file__) for name in ("logistic", "strangeness", "delivery")
+    ]
     parts = (run / "best.safetensors", Path(__file__), *first, *code)
     digest = hashlib.sha256("".join(map(digest_of, parts)).encode()).hexdigest()
     return run / f"measured-{digest[:16]}.json"
