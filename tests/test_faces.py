@@ -225,7 +225,7 @@ def test_looks_cover_the_picture_and_stay_small(shape: tuple[int, int]) -> None:
     finest = max(look.scale for look in found)
     covered = np.zeros([max(round(side * finest), 1) for side in shape], bool)
     for look in found:
-        height, width = look.pixels.shape[:2]
+        height, width = look.canvas().shape[:2]
         assert height % faces.CELL == width % faces.CELL == 0
         assert max(height, width) <= faces.TILE
         if look.scale == finest:
