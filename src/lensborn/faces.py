@@ -77,18 +77,43 @@ def crop_face(pixels: Pixels, box: Sequence[float], size: int, scale: float = de
 
     No pixel outside the square is used, so that a crop cut here and one read back from a file agree.
     """
+    cut, within = _cut(pixels, box, scale)
+    return _resized(cut, (size, size), within)
+
+
+def crop_middle(
+    pixels: Pixels, box: Sequence[float], size: int, middle: int, scale: float = defaults.CROP_SCALE
+) -> Pixels:
+    """The middle (middle, middle, 3) of what crop_face gives, to the bit, for three quarters of the work.
+
+    Pillow narrows each row and then flattens each column: those that the middle does not see can be left out.
+    """
+    cut, (left, top, right, bottom) = _cut(pixels, box, scale)
+    height, step = len(cut), (bottom - top) / size
+    start = (size - middle) // 2
+    end = start + middle
+    reach = 2 * max(step, 1) + 1  # of the bicubic filter, in rows of the cut, and one for rounding
+    seen = slice(max(int(top + start * step - reach), 0), min(math.ceil(top + end * step + reach), height))
+    rows = cut[seen]
+    narrow = np.zeros((height, middle, 3), np.uint8)
+    narrow[seen] = _resized(rows, (size, len(rows)), (left, 0, right, len(rows)))[:, start:end]
+    return _resized(narrow, (middle, size), (0, top, middle, bottom))[start:end]
+
+
+def _cut(pixels: Pixels, box: Sequence[float], scale: float) -> tuple[Pixels, Box]:
+    """The whole pixels that the square of a face touches, and the square in them: x0, y0, x1, y1."""
     x0, y0, side = crop_square(box, pixels.shape[1], pixels.shape[0], scale)
     left, top = int(x0), int(y0)
     cut = pixels[top : math.ceil(y0 + side), left : math.ceil(x0 + side)]
     height, width = cut.shape[:2]
-    within = (
-        x0 - left,
-        y0 - top,
-        min(x0 - left + side, width),
-        min(y0 - top + side, height),
-    )  # min: rounding
-    picture = Image.fromarray(np.ascontiguousarray(cut))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=within))
+    x, y = x0 - left, y0 - top
+    return cut, (x, y, min(x + side, width), min(y + side, height))  # min: rounding
+
+
+def _resized(pixels: Pixels, size: tuple[int, int], within: Box) -> Pixels:
+    """Width and height `size` out of the part x0, y0, x1, y1; see RESAMPLE."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=within))
 
 
 def decode(level: Floats, stride: int, min_confidence: float) -> Floats:
