@@ -49,6 +49,8 @@ class Graph:
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": cores(),
             "INFERENCE_NUM_THREADS": cores(),
+            # Else a thread waits for its own core where another process has it, though others are free.
+            "ENABLE_CPU_PINNING": False,
         }
         self._model = core().compile_model(model, "CPU", config)
         self._own = threading.local()
