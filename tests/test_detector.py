@@ -17,7 +17,7 @@ from lensborn.bundle import Bundle, BundleError
 from lensborn.calibration import Conformal
 from lensborn.detector import Detector, ModelInfo, half_of, judge
 from lensborn.features import read_encoder
-from lensborn.graph import cores
+from lensborn.graph import cores, threads
 from lensborn.photo import read_photo
 
 
@@ -99,13 +99,13 @@ def test_reading_ahead_is_bounded(detector: Detector, examples: Path) -> None:
     asked = []
 
     def paths() -> object:
-        for number in range(module.READ_AHEAD + cores() + 5):
+        for number in range(module.READ_AHEAD + threads() + 5):
             asked.append(number)
             yield examples / "generated-man.jpg"
 
     found = detector.detect_many(paths())
     next(found)
-    assert len(asked) == module.READ_AHEAD + cores()
+    assert len(asked) == module.READ_AHEAD + threads()
     found.close()
 
 

@@ -31,7 +31,7 @@ from lensborn.datasets.corpus import split_of
 from lensborn.density import Mixture, fit_mixture
 from lensborn.faces import Face, FaceFinder, Pixels, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
-from lensborn.graph import cores
+from lensborn.graph import cores, threads
 from lensborn.known import KnownChannel, KnownGenerator, Silence
 from lensborn.photo import Photo, UnreadableError, decode_photo, photo_pixels, read_photo
 
@@ -121,7 +121,7 @@ class PhotoFaces:
 def read_faces(
     paths: Iterable[str | Path], preprocessing: Preprocessing, known: KnownChannel | None = None
 ) -> Iterator[PhotoFaces]:
-    """Decode files and cut their faces, in order, as many at a time as there are cores.
+    """Decode files and cut their faces, in order, on all cores.
 
     With `known`, what that channel looks at is cut, too. A file that cannot be read is yielded with its `error`; it
     never stops the others.
@@ -131,13 +131,13 @@ def read_faces(
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results of `work` in the order of `items`, from a thread a core; items are drawn few ahead of their turn."""
+    """Results of `work` in the order of `items`, on all cores; items are drawn few ahead of their turn."""
     waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(threads())
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) >= cores() + READ_AHEAD:
+            if len(waiting) >= threads() + READ_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -346,7 +346,7 @@ class Detector:
         return Detection(name, "unreadable", error, None, None, dict.fromkeys(CAMERA_KEYS), (), self.info)
 
     def detect_many(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
-        """Judge files in order, as many at a time as there are cores; a bad file never stops the others.
+        """Judge files in order, on all cores; a bad file never stops the others.
 
         A result is the same to the last bit as that of `detect`, whatever else is judged beside it.
         """
