@@ -1,4 +1,4 @@
-"""What shortcuts would change in the scores: bfloat16, int8, and JPEGs decoded at half size; prints Markdown.
+"""What shortcuts would change in the scores: bfloat16, int8, half decoding, cheaper looks; prints Markdown.
 
     python benchmarks/precision.py --corpus FOLDER [--model BUNDLE] [--limit N] [--rounds 5]
 
@@ -12,6 +12,9 @@ may be known to the model, so that their level says nothing of how good it is: t
 
 JPEGs whose face crop is twice as large as the networks look at, or larger, are also decoded at half size (Pillow's
 `draft`), and the face found, cut and judged in that.
+
+Cheaper looks for faces move the boxes. They matter in pictures that are shrunk before they are looked at, so the
+square pictures of each set are laid side by side, as they are, to mosaics of 1024 px; faces of those are judged.
 """
 
 import argparse
@@ -22,10 +25,11 @@ import os
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from common import print_table, timed, title
@@ -33,12 +37,13 @@ from openvino import AsyncInferQueue
 from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score
 
+from lensborn import faces as face_finding
 from lensborn.bundle import SHIPPED
 from lensborn.calibration import combined_p
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.pictures import Picture, choose, pictures_of_table
 from lensborn.detector import Detector, judge, read_faces
-from lensborn.faces import FaceFinder, Pixels, crop_face
+from lensborn.faces import Box, Face, FaceFinder, Pixels, crop_face, crop_square
 from lensborn.graph import core, cores
 from lensborn.known import KnownGenerator
 from lensborn.photo import read_photo
@@ -100,6 +105,7 @@ def main() -> None:
         auc_rows(judged, measured),
     )
     draft(detector, measured)
+    cheaper_looks(detector, pictures)
 
 
 def precisions() -> list[str]:
@@ -309,6 +315,111 @@ def at_half_size(face: Seen, detector: Detector, finder: FaceFinder) -> Seen | N
     crop = crop_face(pixels, found[0].box, detector.preprocessing.size, scale)
     patch = detector.known.patches(pixels, found, scale)[0] if detector.known else None
     return Seen(face.picture, crop, patch, face.side)
+
+
+# --- cheaper looks ------------------------------------------------------------------------------------
+
+MOSAIC = 1024  # px
+SAME = 0.5  # intersection over union of two boxes of one face
+
+
+def linear(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Shrinks by linear interpolation what is shrunk by no more than two, so that no pixel is left out."""
+    if face_finding.CLOSE < max(height, width) < max(pixels.shape) <= 2 * max(height, width):
+        return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return SHRUNK(pixels, height, width)
+
+
+SHRUNK = face_finding._shrunk
+CHEAPER: dict[str, Mapping[str, object]] = {
+    "wide look of 512 px": {"WIDE": 512},
+    "wide look of 448 px": {"WIDE": 448},
+    "padding to multiples of 32 px": {"CELL": 32},
+    "shrinking by linear interpolation": {"_shrunk": linear},
+}
+
+
+@contextlib.contextmanager
+def instead(values: Mapping[str, object]) -> Iterator[None]:
+    """Other values in the module of the face finder, for a while."""
+    before = {name: getattr(face_finding, name) for name in values}
+    for name, value in values.items():
+        setattr(face_finding, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(face_finding, name, value)
+
+
+def mosaics(pictures: Sequence[Picture]) -> list[tuple[Picture, Pixels]]:
+    """Mosaics, each with a picture that it holds, which stands for the others of its set."""
+    alike: dict[tuple[str, int], list[tuple[Picture, Pixels]]] = defaultdict(list)
+    for picture in pictures:
+        pixels = read_photo(picture.path).pixels
+        height, width = pixels.shape[:2]
+        if height == width and width < MOSAIC and MOSAIC % width == 0:
+            alike[picture.set, width].append((picture, pixels))
+    found = []
+    for (_, side), tiles in alike.items():
+        n = MOSAIC // side
+        for start in range(0, len(tiles) - n * n + 1, n * n):
+            some = [pixels for _, pixels in tiles[start : start + n * n]]
+            rows = [np.concatenate(some[row : row + n], axis=1) for row in range(0, n * n, n)]
+            found.append((tiles[start][0], np.concatenate(rows)))
+    return found
+
+
+def seen_in(
+    mosaic: tuple[Picture, Pixels], detector: Detector, finder: FaceFinder
+) -> list[tuple[Face, Seen]]:
+    """The faces of a mosaic as the networks see them."""
+    (picture, pixels), scale = mosaic, detector.preprocessing.crop_scale
+    found = finder.find(pixels)
+    patches = detector.known.patches(pixels, found, scale) if detector.known else [None] * len(found)
+    return [
+        (
+            face,
+            Seen(
+                picture,
+                crop_face(pixels, face.box, detector.preprocessing.size, scale),
+                patch,
+                crop_square(face.box, MOSAIC, MOSAIC, scale)[2],
+            ),
+        )
+        for face, patch in zip(found, patches, strict=True)
+    ]
+
+
+def common_share(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    (ax, ay, aw, ah), (bx, by, bw, bh) = one, other
+    common = max(min(ax + aw, bx + bw) - max(ax, bx), 0) * max(min(ay + ah, by + bh) - max(ay, by), 0)
+    return common / (aw * ah + bw * bh - common)
+
+
+def cheaper_looks(detector: Detector, pictures: Sequence[Picture]) -> None:
+    """Find the faces of mosaics in each cheaper way, and print the change."""
+    finder, several = FaceFinder(), mosaics(pictures)
+    if not several:
+        print(f"no set has enough square pictures whose side divides {MOSAIC} px")
+        return
+    before = [seen_in(mosaic, detector, finder) for mosaic in several]
+    n_faces, rows = sum(map(len, before)), []
+    for name, values in CHEAPER.items():
+        with instead(values):
+            after = [seen_in(mosaic, detector, finder) for mosaic in several]
+        pairs = [
+            (seen, again)
+            for old, new in zip(before, after, strict=True)
+            for face, seen in old
+            for other, again in new
+            if common_share(face.box, other.box) >= SAME
+        ]
+        olds, news = (list(side) for side in zip(*pairs, strict=True))
+        moved = change(judge_faces(detector, olds), judge_faces(detector, news), olds)
+        rows.append((name, f"{n_faces - len(pairs)} of {n_faces}", *moved))
+    print_table(("faces found by", "lost", *CHANGES), rows)
 
 
 if __name__ == "__main__":

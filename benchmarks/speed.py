@@ -11,8 +11,9 @@ are, taking turns in one process, so that a busy machine slows all:
 - the limit: the networks of the bundle alone on crops that are ready, an input at a time as in detection;
 - the first network in batches of 32 on all cores, to see whether batches were faster.
 
-Then one warm picture of 1024 px, the start of the command line on one picture (files in the system's cache), peak
-memory of that command, and where the time of a picture goes. Needs the extra `train`; peak memory needs Linux.
+Then one warm picture of 1024 px that is alone, on all cores, the start of the command line on one picture (files in
+the system's cache), peak memory of that command, and where the time of a picture goes on one core. Needs the extra
+`train`; peak memory needs Linux.
 """
 
 import argparse
@@ -184,7 +185,7 @@ def batched(detector: Detector, crops: npt.NDArray[np.uint8]) -> Callable[[], No
 
 
 def latency(detector: Detector, repeats: int) -> list[tuple[str, str, str]]:
-    """Milliseconds of one warm picture of 1024 px."""
+    """Milliseconds of one warm picture of 1024 px that is alone."""
     path = EXAMPLES / PORTRAITS[0]
     milliseconds = [1000 * timed(lambda: detector.detect(path)) for _ in range(repeats + 10)][10:]
     spread = f"{min(milliseconds):.1f} to {max(milliseconds):.1f}"
@@ -242,7 +243,7 @@ def parts(detector: Detector, files: Sequence[Path]) -> Iterator[tuple[str, str,
             side = crop_square(box, photo.width, photo.height, scale)[2]
             patches = clocked("patch", lambda p=photo, f=faces: known.patches(p.pixels, f[:1], scale))
             clocked("known channel and its score", lambda p=patches, s=side: known.judge(p, [s]))
-    whole = timed(lambda: [detector.detect(path) for path in files])
+    whole = timed(lambda: [detector.detect(path, alone=False) for path in files])
     for name, value in seconds.items():
         yield name, f"{1000 * value / len(files):.2f}", f"{100 * value / whole:.0f} %"
     yield "`Detector.detect`, all of it", f"{1000 * whole / len(files):.2f}", "100 %"

@@ -1,6 +1,9 @@
 """Fit, save, load, score and verdicts of the detector, on a tiny bundle of real parts."""
 
+import gc
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from lensborn.bundle import Bundle, BundleError
 from lensborn.calibration import Conformal
 from lensborn.detector import Detector, ModelInfo, half_of, judge
 from lensborn.features import read_encoder
-from lensborn.graph import cores
+from lensborn.graph import cores, threads
 from lensborn.photo import read_photo
 
 
@@ -96,19 +99,41 @@ def test_reading_ahead_is_bounded(detector: Detector, examples: Path) -> None:
     asked = []
 
     def paths() -> object:
-        for number in range(module.READ_AHEAD + cores() + 5):
+        for number in range(module.READ_AHEAD + threads() + 5):
             asked.append(number)
             yield examples / "generated-man.jpg"
 
     found = detector.detect_many(paths())
     next(found)
-    assert len(asked) == module.READ_AHEAD + cores()
+    assert len(asked) == module.READ_AHEAD + threads()
     found.close()
 
 
 def test_company_changes_no_bit(detector: Detector, examples: Path) -> None:
     files = sorted(examples.glob("*.jpg")) * 3
     assert list(detector.detect_many(files)) == [detector.detect(file) for file in files]
+
+
+def test_threads_that_share_a_detector_do_not_wait_for_ever(detector: Detector, examples: Path) -> None:
+    picture = examples / "generated-man.jpg"
+    expected = detector.detect(picture)
+    with ThreadPoolExecutor(4 * cores()) as callers:
+        assert list(callers.map(detector.detect, [picture] * 20, timeout=60)) == [expected] * 20
+
+
+def test_threads_end_with_the_detector(tiny_bundle: Bundle, examples: Path) -> None:
+    before = set(threading.enumerate())
+    detector = Detector.load(tiny_bundle.path)
+    detector.detect(examples / "generated-man.jpg", alone=False)
+    assert set(threading.enumerate()) == before
+    detector.detect(examples / "generated-man.jpg")
+    started = set(threading.enumerate()) - before
+    assert 1 <= len(started) <= cores()
+    del detector
+    gc.collect()
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_bytes_are_judged_as_their_file(detector: Detector, examples: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lensborn import defaults, faces
-from lensborn.faces import Face, FaceFinder, crop_face, crop_square, decode, looks, merge
+from lensborn.faces import Face, FaceFinder, crop_face, crop_middle, crop_square, decode, looks, merge
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -225,7 +225,7 @@ def test_looks_cover_the_picture_and_stay_small(shape: tuple[int, int]) -> None:
     finest = max(look.scale for look in found)
     covered = np.zeros([max(round(side * finest), 1) for side in shape], bool)
     for look in found:
-        height, width = look.pixels.shape[:2]
+        height, width = look.canvas().shape[:2]
         assert height % faces.CELL == width % faces.CELL == 0
         assert max(height, width) <= faces.TILE
         if look.scale == finest:
@@ -240,6 +240,8 @@ def test_looks_cover_the_picture_and_stay_small(shape: tuple[int, int]) -> None:
 # --- the crop -----------------------------------------------------------------------------------------
 
 lengths = st.floats(1, 5000)
+boxes = st.tuples(st.floats(-50, 300), st.floats(-50, 300), st.floats(1, 400), st.floats(1, 400))
+NOISE = np.random.default_rng(0).integers(0, 256, (300, 270, 3), dtype=np.uint8)
 
 
 @given(st.tuples(st.floats(-200, 5000), st.floats(-200, 5000), lengths, lengths), lengths, lengths)
@@ -277,7 +279,17 @@ def test_crop_of_a_crop_cut_at_whole_pixels_is_the_same() -> None:
     assert np.array_equal(crop_face(pixels, box, 224), again)
 
 
-@given(st.tuples(st.floats(-50, 300), st.floats(-50, 300), st.floats(1, 400), st.floats(1, 400)))
+@given(boxes, st.integers(16, 220), st.floats(0.1, 1))
+def test_crop_middle_is_the_middle_of_the_crop(
+    box: tuple[float, float, float, float], size: int, share: float
+) -> None:
+    middle = round(share * size)
+    start = (size - middle) // 2
+    expected = crop_face(NOISE, box, size)[start : start + middle, start : start + middle]
+    assert np.array_equal(crop_middle(NOISE, box, size, middle), expected)
+
+
+@given(boxes)
 def test_crop_face_takes_any_box(box: tuple[float, float, float, float]) -> None:
     pixels = np.full((200, 170, 3), 77, np.uint8)
     assert (crop_face(pixels, box, 16) == 77).all()

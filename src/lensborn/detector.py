@@ -10,7 +10,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -29,9 +29,9 @@ from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, wri
 from lensborn.calibration import Conformal, clopper_pearson, combined_p, minimum_scores
 from lensborn.datasets.corpus import split_of
 from lensborn.density import Mixture, fit_mixture
-from lensborn.faces import Face, FaceFinder, crop_face, crop_square
+from lensborn.faces import Face, FaceFinder, Pixels, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
-from lensborn.graph import cores
+from lensborn.graph import cores, threads
 from lensborn.known import KnownChannel, KnownGenerator, Silence
 from lensborn.photo import Photo, UnreadableError, decode_photo, photo_pixels, read_photo
 
@@ -121,7 +121,7 @@ class PhotoFaces:
 def read_faces(
     paths: Iterable[str | Path], preprocessing: Preprocessing, known: KnownChannel | None = None
 ) -> Iterator[PhotoFaces]:
-    """Decode files and cut their faces, in order, as many at a time as there are cores.
+    """Decode files and cut their faces, in order, on all cores.
 
     With `known`, what that channel looks at is cut, too. A file that cannot be read is yielded with its `error`; it
     never stops the others.
@@ -131,18 +131,26 @@ def read_faces(
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results of `work` in the order of `items`, from a thread a core; items are drawn few ahead of their turn."""
+    """Results of `work` in the order of `items`, on all cores; items are drawn few ahead of their turn."""
     waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(threads())
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) >= cores() + READ_AHEAD:
+            if len(waiting) >= threads() + READ_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def both(first: Callable[[], T], second: Callable[[], R], pool: Executor | None) -> tuple[T, R]:
+    """What two works give: side by side in threads of a pool, or one after the other without one."""
+    if pool is None:
+        return first(), second()
+    one, other = pool.submit(first), pool.submit(second)
+    return one.result(), other.result()
 
 
 class Detector:
@@ -181,6 +189,9 @@ class Detector:
         self.info = info
         self.seen = seen
         self.known = known
+        # Its threads start with the first picture that is alone, and end with the detector. What they are given
+        # never waits for them in turn, so that they can't wait for each other.
+        self._pool = ThreadPoolExecutor(cores(), "lensborn")
 
     @classmethod
     def load(cls, path: str | Path | None = None, alpha: float | None = None) -> "Detector":
@@ -318,24 +329,28 @@ class Detector:
             return first
         return combined_p(first, self.known.head.smallest_p, self.known.share)
 
-    def detect(self, path: str | Path) -> Detection:
-        """Judge every face of one file; a file that cannot be read gives the status "unreadable"."""
-        return self._judge(_read_one(path, self._finder, self.preprocessing, self.known))
+    def detect(self, path: str | Path, *, alone: bool = True) -> Detection:
+        """Judge every face of one file; a file that cannot be read gives the status "unreadable".
 
-    def detect_bytes(self, data: bytes, name: str) -> Detection:
+        `alone`: the parts of the work go side by side on all cores. Where other pictures are judged meanwhile, one
+        core a picture is faster. The result is the same.
+        """
+        return self._detect(path, None, alone)
+
+    def detect_bytes(self, data: bytes, name: str, *, alone: bool = True) -> Detection:
         """Judge the bytes of a file, as `detect` judges the file; `name` stands in the place of its path."""
-        return self._judge(_read_one(name, self._finder, self.preprocessing, self.known, data))
+        return self._detect(name, data, alone)
 
     def unreadable(self, name: str, error: str) -> Detection:
         """The result for a file that could not be fetched. `error`: the reason and the remedy."""
         return Detection(name, "unreadable", error, None, None, dict.fromkeys(CAMERA_KEYS), (), self.info)
 
     def detect_many(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
-        """Judge files in order, as many at a time as there are cores; a bad file never stops the others.
+        """Judge files in order, on all cores; a bad file never stops the others.
 
         A result is the same to the last bit as that of `detect`, whatever else is judged beside it.
         """
-        return in_order(self.detect, paths)
+        return in_order(lambda path: self.detect(path, alone=False), paths)
 
     def score(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Anomaly scores (N,) of face crops (N, S, S, 3) uint8 RGB, cut by `faces.crop_face`.
@@ -351,14 +366,17 @@ class Detector:
     def _finder(self) -> FaceFinder:
         return FaceFinder()
 
-    def _judge(self, photo: PhotoFaces) -> Detection:
+    def _detect(self, path: str | Path, data: bytes | None, alone: bool) -> Detection:
+        pool = self._pool if alone else None
+        return self._judge(_read_one(path, self._finder, self.preprocessing, self.known, data, pool), pool)
+
+    def _judge(self, photo: PhotoFaces, pool: Executor | None) -> Detection:
         error = photo.error
         faces: tuple[FaceVerdict, ...] = ()
         if error is None:
             try:
-                scores = self.score(photo.crops)
+                scores, known = both(lambda: self.score(photo.crops), lambda: self._known(photo), pool)
                 p_values = self.conformal.p_values(scores)
-                known = self._known(photo)
                 faces = tuple(
                     map(self._verdict, photo.faces, photo.sides, scores.tolist(), p_values.tolist(), known)
                 )
@@ -483,14 +501,15 @@ def _read_one(
     preprocessing: Preprocessing,
     known: KnownChannel | None = None,
     data: bytes | None = None,
+    pool: Executor | None = None,
 ) -> PhotoFaces:
-    """Decode one file, or the bytes of one where there is `data`, and cut its faces."""
+    """Decode one file, or the bytes of one where there is `data`, and cut its faces, in threads of a `pool`."""
     name, size = os.fspath(path), preprocessing.size
     large = _LARGE if photo_pixels(path if data is None else data) > LARGE_PX else nullcontext()
     try:
         with large:
             photo = read_photo(path) if data is None else decode_photo(data)
-            return _cut_faces(name, photo, finder, preprocessing, known)
+            return _cut_faces(name, photo, finder, preprocessing, known, pool)
     except Exception as error:
         nothing = np.zeros((0, size, size, 3), dtype=np.uint8)
         return PhotoFaces(
@@ -499,19 +518,31 @@ def _read_one(
 
 
 def _cut_faces(
-    name: str, photo: Photo, finder: FaceFinder, preprocessing: Preprocessing, known: KnownChannel | None
+    name: str,
+    photo: Photo,
+    finder: FaceFinder,
+    preprocessing: Preprocessing,
+    known: KnownChannel | None,
+    pool: Executor | None,
 ) -> PhotoFaces:
-    size = preprocessing.size
-    faces = tuple(finder.find(photo.pixels))
+    size, scale = preprocessing.size, preprocessing.crop_scale
+    faces = tuple(finder.find(photo.pixels, pool))
+    sides = tuple(crop_square(face.box, photo.width, photo.height, scale)[2] for face in faces)
+    camera: Camera = {key: getattr(photo.camera, key) for key in CAMERA_KEYS}
+    crops, patches = both(
+        lambda: _crops(photo.pixels, faces, size, scale),
+        lambda: known.patches(photo.pixels, faces, scale) if known else None,
+        pool,
+    )
+    return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops, patches)
+
+
+def _crops(pixels: Pixels, faces: Sequence[Face], size: int, scale: float) -> Pixels:
+    """The crops (N, size, size, 3) of the faces of a picture."""
     crops = np.zeros((len(faces), size, size, 3), dtype=np.uint8)
     for crop, face in zip(crops, faces, strict=True):
-        crop[...] = crop_face(photo.pixels, face.box, size, preprocessing.crop_scale)
-    sides = tuple(
-        crop_square(face.box, photo.width, photo.height, preprocessing.crop_scale)[2] for face in faces
-    )
-    camera: Camera = {key: getattr(photo.camera, key) for key in CAMERA_KEYS}
-    patches = known.patches(photo.pixels, faces, preprocessing.crop_scale) if known else None
-    return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops, patches)
+        crop[...] = crop_face(pixels, face.box, size, scale)
+    return crops
 
 
 def _reason(path: str, error: Exception) -> str:

@@ -9,6 +9,7 @@ picture is looked at in two or three sizes and the findings are merged; `docs/fa
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -76,18 +77,43 @@ def crop_face(pixels: Pixels, box: Sequence[float], size: int, scale: float = de
 
     No pixel outside the square is used, so that a crop cut here and one read back from a file agree.
     """
+    cut, within = _cut(pixels, box, scale)
+    return _resized(cut, (size, size), within)
+
+
+def crop_middle(
+    pixels: Pixels, box: Sequence[float], size: int, middle: int, scale: float = defaults.CROP_SCALE
+) -> Pixels:
+    """The middle (middle, middle, 3) of what crop_face gives, to the bit, for three quarters of the work.
+
+    Pillow narrows each row and then flattens each column: those that the middle does not see can be left out.
+    """
+    cut, (left, top, right, bottom) = _cut(pixels, box, scale)
+    height, step = len(cut), (bottom - top) / size
+    start = (size - middle) // 2
+    end = start + middle
+    reach = 2 * max(step, 1) + 1  # of the bicubic filter, in rows of the cut, and one for rounding
+    seen = slice(max(int(top + start * step - reach), 0), min(math.ceil(top + end * step + reach), height))
+    rows = cut[seen]
+    narrow = np.zeros((height, middle, 3), np.uint8)
+    narrow[seen] = _resized(rows, (size, len(rows)), (left, 0, right, len(rows)))[:, start:end]
+    return _resized(narrow, (middle, size), (0, top, middle, bottom))[start:end]
+
+
+def _cut(pixels: Pixels, box: Sequence[float], scale: float) -> tuple[Pixels, Box]:
+    """The whole pixels that the square of a face touches, and the square in them: x0, y0, x1, y1."""
     x0, y0, side = crop_square(box, pixels.shape[1], pixels.shape[0], scale)
     left, top = int(x0), int(y0)
     cut = pixels[top : math.ceil(y0 + side), left : math.ceil(x0 + side)]
     height, width = cut.shape[:2]
-    within = (
-        x0 - left,
-        y0 - top,
-        min(x0 - left + side, width),
-        min(y0 - top + side, height),
-    )  # min: rounding
-    picture = Image.fromarray(np.ascontiguousarray(cut))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=within))
+    x, y = x0 - left, y0 - top
+    return cut, (x, y, min(x + side, width), min(y + side, height))  # min: rounding
+
+
+def _resized(pixels: Pixels, size: tuple[int, int], within: Box) -> Pixels:
+    """Width and height `size` out of the part x0, y0, x1, y1; see RESAMPLE."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=within))
 
 
 def decode(level: Floats, stride: int, min_confidence: float) -> Floats:
@@ -131,12 +157,21 @@ def merge(candidates: Floats) -> Floats:
 
 
 class Look(NamedTuple):
-    """One input of the model, cut from a picture shrunk by `scale`."""
+    """One way to look at a picture shrunk by `scale`: at a part of it, with an empty border around."""
 
-    pixels: Pixels  # (H, W, 3), sides multiples of CELL
+    part: Pixels  # (H, W, 3), a view of the shrunken picture
+    border: int
     scale: float
-    origin: tuple[int, int]  # x, y of pixels[0, 0] in the shrunken picture
+    origin: tuple[int, int]  # x, y of the border's corner in the shrunken picture
     inner: Box  # x0, y0, x1, y1 there: a box that reaches out of it is cut off by a seam
+
+    def canvas(self) -> Pixels:
+        """What the model sees: the part within its border, sides made multiples of CELL."""
+        height, width = self.part.shape[:2]
+        sides = (-(-(side + 2 * self.border) // CELL) * CELL for side in (height, width))
+        canvas = np.zeros((*sides, 3), np.uint8)
+        canvas[self.border : self.border + height, self.border : self.border + width] = self.part
+        return canvas
 
 
 def _tiles(side: int) -> list[tuple[int, int]]:
@@ -147,13 +182,6 @@ def _tiles(side: int) -> list[tuple[int, int]]:
     length = -(-(side + (count - 1) * SEAM) // count)
     starts = [(side - length) * i // (count - 1) for i in range(count)]
     return [(start, start + length) for start in starts]
-
-
-def _padded(pixels: Pixels, border: int = 0) -> Pixels:
-    height, width = pixels.shape[:2]
-    canvas = np.zeros((*(-(-(side + 2 * border) // CELL) * CELL for side in (height, width)), 3), np.uint8)
-    canvas[border : border + height, border : border + width] = pixels
-    return canvas
 
 
 def _shrunk(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -172,7 +200,7 @@ def looks(pixels: Pixels) -> Iterator[Look]:
         height, width = max(round(full_height * scale), 1), max(round(full_width * scale), 1)
         pixels = _shrunk(pixels, height, width)  # each size from the one before
         if target == CLOSE:
-            yield Look(_padded(pixels, MARGIN), scale, (-MARGIN, -MARGIN), EVERYWHERE)
+            yield Look(pixels, MARGIN, scale, (-MARGIN, -MARGIN), EVERYWHERE)
             continue
         for (top, bottom), (left, right) in itertools.product(_tiles(height), _tiles(width)):
             inner = (
@@ -181,7 +209,7 @@ def looks(pixels: Pixels) -> Iterator[Look]:
                 right - 1 if right < width else math.inf,
                 bottom - 1 if bottom < height else math.inf,
             )
-            yield Look(_padded(pixels[top:bottom, left:right]), scale, (left, top), inner)
+            yield Look(pixels[top:bottom, left:right], 0, scale, (left, top), inner)
 
 
 class FaceFinder:
@@ -191,17 +219,20 @@ class FaceFinder:
         self.min_confidence = min_confidence
         self._graph = Graph(MODEL)
 
-    def find(self, pixels: Pixels) -> list[Face]:
+    def find(self, pixels: Pixels, pool: Executor | None = None) -> list[Face]:
         """The faces of a picture (H, W, 3) uint8 RGB, largest first.
 
-        Raises ValueError when the array is of another shape or type.
+        With a `pool`, the looks go side by side in its threads; the faces are the same. Raises ValueError when the
+        array is of another shape or type.
         """
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ValueError(
                 f"expected pixels (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}; "
                 "read_photo gives them so"
             )
-        found = merge(np.concatenate([self._candidates(look) for look in looks(pixels)]))
+        several = looks(pixels)
+        each = pool.map(self._candidates, several) if pool else map(self._candidates, several)
+        found = merge(np.concatenate(list(each)))
         height, width = pixels.shape[:2]
         faces = [_face(row, width, height) for row in found]
         faces = [face for face in faces if max(face.box[2:]) >= defaults.MIN_FACE_PX]
@@ -209,7 +240,7 @@ class FaceFinder:
 
     def _candidates(self, look: Look) -> Floats:
         """Candidates (N, 15) in pixels of the whole picture."""
-        levels = self._graph.one(look.pixels[None])
+        levels = self._graph.one(look.canvas()[None])
         found = np.concatenate([decode(levels[f"stride{s}"][0], s, self.min_confidence) for s in (8, 16, 32)])
         found[:, 1:3] += look.origin
         found[:, 5:] += look.origin * 5

@@ -5,6 +5,7 @@ result then depends neither on what stood beside an input nor on the number of t
 many inputs at a time as there are cores.
 """
 
+import math
 import os
 import threading
 from functools import cache
@@ -18,6 +19,11 @@ def cores() -> int:
     """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Number of pictures at a time that keeps the cores busy: each waits now and then, for a network or a file."""
+    return math.ceil(1.5 * cores())
 
 
 _STARTING = threading.Lock()
@@ -49,6 +55,8 @@ class Graph:
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": cores(),
             "INFERENCE_NUM_THREADS": cores(),
+            # Else a thread waits for its own core where another process has it, though others are free.
+            "ENABLE_CPU_PINNING": False,
         }
         self._model = core().compile_model(model, "CPU", config)
         self._own = threading.local()
@@ -62,6 +70,9 @@ class Graph:
 
     def rows(self, array: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """Run each row of `array` (N, ...) by itself, on all cores; its first output becomes that row of `out`."""
+        if len(array) == 1:  # as most pictures have one face: no queue, and no copy of the input
+            out[0] = next(iter(self.one(array).values()))[0]
+            return
         if not hasattr(self._own, "queue"):
             from openvino import AsyncInferQueue  # noqa: PLC0415
 

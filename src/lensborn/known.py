@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lensborn.bundle import KNOWN_BIN, KNOWN_XML, Bundle, BundleError, KnownPart
-from lensborn.faces import Face, Pixels, crop_face
+from lensborn.faces import Face, Pixels, crop_middle
 from lensborn.features import Encoder
 
 
@@ -39,7 +39,7 @@ class KnownLook:
 
     def patch_of(self, pixels: Pixels, box: Sequence[float], scale: float) -> Pixels:
         """The middle (patch, patch, 3) of a face crop of a picture (H, W, 3) uint8."""
-        return self.middle(crop_face(pixels, box, self.side, scale))
+        return crop_middle(pixels, box, self.side, self.patch, scale)
 
     def middle(self, face: Pixels) -> Pixels:
         """The middle (patch, patch, 3) of a face crop (side, side, 3)."""

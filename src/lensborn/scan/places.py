@@ -117,7 +117,7 @@ class Disk:
 
     def judge(self, detector: Detector, path: str, size: int | None) -> Detection:
         """See `Place.judge`."""
-        return detector.detect(path)
+        return detector.detect(path, alone=False)
 
 
 class Store:
@@ -202,7 +202,7 @@ class Store:
         large = _LARGE if size is None or size > LARGE_BYTES else nullcontext()
         try:
             with large:
-                return detector.detect_bytes(self.read(path, size), path)
+                return detector.detect_bytes(self.read(path, size), path, alone=False)
         except UnreadableError as error:
             return detector.unreadable(path, str(error))
 
