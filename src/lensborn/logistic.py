@@ -2,7 +2,8 @@
 
 Two things speak for a generated face: that it is like those that were shown, by a logistic regression on features,
 and that it is unlike all photographs (`strangeness`), as a face from a generator of another kind may be. Each is
-measured in deviations of photographs kept apart, and the greater of the two is the score, in calibrated log odds.
+measured in deviations of photographs kept apart, the second with a handicap, as it finds less where both could; the
+greater of the two is the score, in calibrated log odds.
 Its p-value is split-conformal on several populations of photographs, and the largest of theirs: what is rare must
 be rare among all of them, so that the faces of one publisher are not flagged for what sets them apart from the
 photographs of another (a Mondrian calibration whose stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic
@@ -25,6 +26,9 @@ from lensborn.strangeness import Strangeness
 
 LEARN, CALIBRATE = 0, 1  # what a remembered face serves for
 PENALTY = 10.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
+HANDICAP = (
+    1.0  # deviations that a face must be unlike photographs beyond those that it is like generated ones
+)
 LEAST_POPULATION = 60  # faces to calibrate on; smaller populations join the largest
 
 Features = npt.NDArray[np.float16]
@@ -141,8 +145,9 @@ class KnownHead:
     """From features to score and p-value, with the memory that it was learnt from.
 
     `weights` (D,) and `bias`: a logistic regression, generated is positive. `strangeness`: of photographs. `scale`
-    (2, 2): mean and deviation of either among photographs, a row each. `platt` (2,): stretch and shift that make
-    the greater of the two, so measured, log odds. Raises ValueError where they do not fit the memory.
+    (2, 2): origin and unit of either, a row each: mean and deviation among photographs, the HANDICAP added. `platt`
+    (2,): stretch and shift that make the greater of the two, so measured, log odds. Raises ValueError where they do
+    not fit the memory.
     """
 
     weights: Floats
@@ -196,7 +201,8 @@ class KnownHead:
         balanced = balance(memory.sets[calibrate], labels)
         mean = np.average(signs[~labels], axis=0, weights=balanced[~labels])
         variance = np.average(np.square(signs[~labels] - mean), axis=0, weights=balanced[~labels])
-        scale = np.stack([mean, np.sqrt(np.maximum(variance, 1e-12))], axis=1)
+        deviation = np.sqrt(np.maximum(variance, 1e-12))
+        scale = np.stack([mean + (0.0, HANDICAP) * deviation, deviation], axis=1)
         log_odds = (1.0, 0.0)
         if labels.any():
             log_odds = platt(((signs - scale[:, 0]) / scale[:, 1]).max(axis=1), labels, balanced)
