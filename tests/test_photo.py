@@ -188,6 +188,25 @@ def test_a_large_picture_is_held_twice_at_most(tmp_path: Path, form: str, mode: 
     assert 1024 * (after - before) < 9 * 4000**2
 
 
+def test_a_large_picture_is_given_back_to_the_system(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read from /proc")
+    small, large = (save(Image.new("RGB", (side, side)), tmp_path / f"{side}", "PNG") for side in (64, 4000))
+    code = (
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
+        "from lensborn.photo import read_photo\n"
+        "with ThreadPoolExecutor(2) as pool:\n"
+        "    for path, times in zip(sys.argv[1:], (2, 6)):\n"
+        "        list(pool.map(lambda path: read_photo(path).width, [path] * times))\n"
+        "        print(Path('/proc/self/status').read_text().split('VmRSS:')[1].split()[0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, small, large], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())  # KiB
+    assert after - before < 10_000  # of six pictures of 64 MB
+
+
 # --- refusals -----------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,7 @@ Pixels = npt.NDArray[np.uint8]
 
 # An upright picture (H, W, 3), seen as the camera held it: views, so that what is written there stands upright.
 _AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
     3: lambda upright: upright[::-1, ::-1],
     4: lambda upright: upright[::-1],
@@ -64,6 +65,11 @@ _AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
+
+
+# Pillow holds a picture in blocks of 16 MB, which the allocator keeps for their thread when they are freed: as much
+# as the largest picture, for each core. One that is held in one piece is given back to the system.
+Image.core.set_block_size(2**29)
 
 
 class UnreadableError(ValueError):
@@ -374,11 +380,12 @@ def _check_ifd(file: BinaryIO, order: str, offset: int) -> list[int]:
 
 def _pixels(image: Image.Image, exif: Image.Exif, name: str) -> Pixels:
     """Upright RGB, strip by strip: Pillow holds 100 megapixels in 400 MB, and each conversion of all as many."""
-    orientation = _code(exif.get(_ORIENTATION)) or 1
+    orientation = _code(exif.get(_ORIENTATION))
+    as_stored = _AS_STORED.get(orientation or 1, _AS_STORED[1])
     width, height = image.size
     shape = (width, height, 3) if orientation in _ON_ITS_SIDE else (height, width, 3)
     upright = np.empty(shape, np.uint8)
-    stored = _AS_STORED.get(orientation, lambda same: same)(upright)
+    stored = as_stored(upright)
     rows = max(_STRIP_PX // width, 1)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
