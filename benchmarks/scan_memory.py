@@ -4,8 +4,8 @@
 
 A portrait of examples/ is shrunk to about --side px and linked until there are --files of it, and enlarged to a
 square of --large px in each of the `FORMATS`. Each format is scanned beside a few small pictures, and then all but
-`HUNGRY` at once, by the command line in a process of its own. Every file must be judged, and have a face. Memory is the
-peak that Linux keeps of a process (VmHWM), so that no moment is missed, added up over all that the command started.
+`HUNGRY` at once, by the command line in a process of its own. Every file must be judged, and have a face. Memory is
+the peak that Linux keeps of a process (VmHWM), so that no moment is missed, added up over all it started.
 """
 
 import argparse

@@ -41,32 +41,31 @@ def main() -> None:
         portraits = folder / "portraits"
         write_portraits(portraits, arguments.pictures, arguments.side)
         next(detector.detect_many([EXAMPLES / "generated-man.jpg"]))  # what a first picture costs
-        rows = [
-            scanned(f"portraits of {arguments.side} px", portraits, on_this_machine(detector), detector.info)
-        ]
+        rows = [scanned(f"portraits of {arguments.side} px", portraits, on_this_machine(detector), detector)]
         for number in arguments.files:
             write_empty_files(empty := folder / str(number), number)
             for what in (
                 "listed, joined and written, without judging",
                 "the same scan again, with nothing to do",
             ):
-                rows.append(scanned(what, empty, judging_nothing(detector.info), detector.info))
+                rows.append(scanned(what, empty, judging_nothing(detector.info), detector))
     print_table(("scan", "files", "files/s", "peak memory, MiB"), rows)
 
 
-def scanned(what: str, pictures: Path, engine: Engine, info: ModelInfo) -> tuple[str, str, str, str]:
+def scanned(what: str, pictures: Path, engine: Engine, detector: Detector) -> tuple[str, str, str, str]:
     """A row of the table; results stay beside the pictures, so that a second scan goes on with them."""
     files = sum(1 for _ in pictures.rglob("*.jpg"))
-    seconds = timed(lambda: run(pictures, pictures.with_name(f"{pictures.name}-out"), engine, info))
+    seconds = timed(lambda: run(pictures, pictures.with_name(f"{pictures.name}-out"), engine, detector))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return what, f"{files:,}", f"{files / seconds:,.0f}", f"{peak:.0f}"
 
 
-def run(pictures: Path, out: Path, engine: Engine, info: ModelInfo) -> None:
+def run(pictures: Path, out: Path, engine: Engine, detector: Detector) -> None:
+    share = detector.known.share if detector.known else 0.0
     roots = checked_roots([str(pictures)])
-    settings = settings_of(roots, Filters(), info)
+    settings = settings_of(roots, Filters(), detector.info)
     with Results.opened(out, settings) as results:
-        scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+        scan(results, roots, Filters(), engine, settings, share=share, rate=0.1)
 
 
 def judging_nothing(info: ModelInfo) -> Engine:
