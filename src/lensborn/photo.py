@@ -69,7 +69,7 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 
 # Pillow holds a picture in blocks of 16 MB, which the allocator keeps for their thread when they are freed: as much
 # as the largest picture, for each core. One that is held in one piece is given back to the system.
-Image.core.set_block_size(2**29)
+Image.core.set_block_size(2**29)  # type: ignore[attr-defined]  # documented, but not exported
 
 
 class UnreadableError(ValueError):
