@@ -1,7 +1,8 @@
-"""What the benchmarks of detection share: the machine, a clock, and numbers as Markdown."""
+"""What the benchmarks share: the machine, a clock, numbers as Markdown, and the pages that they stand in."""
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import statistics
 import time
@@ -12,8 +13,8 @@ from lensborn.detector import Detector
 from lensborn.graph import cores
 
 
-def title(detector: Detector) -> str:
-    """What was measured: processor, cores, versions and model, and an empty line."""
+def machine(*packages: str) -> str:
+    """Processor, cores, and versions of Python and of the packages that are installed."""
     model = platform.processor() or "unknown processor"
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -21,11 +22,17 @@ def title(detector: Detector) -> str:
             (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
         )
     versions = [f"Python {platform.python_version()}"]
-    for package in ("openvino", "torch", "nncf"):
+    for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
+    return f"{cores()} cores of {model}, {', '.join(versions)}"
+
+
+def title(detector: Detector, *packages: str) -> str:
+    """What was measured: the machine, versions and model, and an empty line."""
     sha256 = (detector.info.sha256 or "")[:16]
-    return f"{cores()} cores of {model}, {', '.join(versions)}; model `{detector.info.name}`, sha256 `{sha256}…`\n"
+    on = machine(*(packages or ("openvino", "torch", "nncf")))
+    return f"{on}; model `{detector.info.name}`, sha256 `{sha256}…`\n"
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -46,3 +53,16 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for cells in (head, ["---"] * len(head), *rows):
         print(f"| {' | '.join(cells)} |")
     print()
+
+
+def write_block(page: Path, name: str, text: str) -> None:
+    """Put `text` between the marks `<!-- name:begin -->` and `<!-- name:end -->` of a page, for what was there.
+
+    Raises ValueError where the page has not each of them once.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = page.read_text("utf-8").split(begin)
+    _, after = rest.split(end)
+    aside = page.with_name(f".{page.name}.{os.getpid()}")
+    aside.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", "utf-8")
+    aside.replace(page)

@@ -1,23 +1,23 @@
 """Speed of a scan: files a second with the model, and what listing, joining and writing cost without it.
 
-    python benchmarks/scan_speed.py [--pictures 300] [--side 512] [--files 200000]
+    python benchmarks/scan_speed.py [--pictures 300] [--side 512] [--files 200000 ...]
 
 The first part scans portraits cut from the examples; the second lists that many empty files, "judges" them by an
 engine that does nothing, and scans them again with nothing to do. Peak memory is that of the whole process so far.
+Prints Markdown.
 """
 
 import argparse
 import resource
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from common import print_table, timed, title
 from PIL import Image
 
 from lensborn.detector import CAMERA_KEYS, Detection, Detector, FaceVerdict, ModelInfo
-from lensborn.graph import cores
 from lensborn.scan.listing import Entry, Filters, checked_roots
 from lensborn.scan.results import Results
 from lensborn.scan.run import Engine, on_this_machine, scan, settings_of
@@ -32,34 +32,40 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--files", type=int, default=200_000)
+    parser.add_argument("--files", type=int, nargs="+", default=[200_000])
     arguments = parser.parse_args()
+    detector = Detector.load()
+    print(title(detector, "openvino", "pyarrow"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_portraits(folder / "portraits", arguments.pictures, arguments.side)
-        write_empty_files(folder / "empty", arguments.files)
-        detector = Detector.load()
+        portraits = folder / "portraits"
+        write_portraits(portraits, arguments.pictures, arguments.side)
         next(detector.detect_many([EXAMPLES / "generated-man.jpg"]))  # what a first picture costs
-        print(f"{cores()} cores, {detector.info.name}, portraits of {arguments.side} px")
-        for what, engine, files, pictures in (
-            ("scanned", on_this_machine(detector), arguments.pictures, "portraits"),
-            ("without judging", judging_nothing(detector.info), arguments.files, "empty"),
-            ("nothing to do", judging_nothing(detector.info), arguments.files, "empty"),
-        ):
-            seconds = timed(
-                lambda e=engine, p=pictures: run(folder / p, folder / f"{p}-out", e, detector.info)
-            )
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(
-                f"{what}: {files} files in {seconds:.1f} s, {files / seconds:.1f} files/s, peak {peak:.0f} MiB"
-            )
+        rows = [scanned(f"portraits of {arguments.side} px", portraits, on_this_machine(detector), detector)]
+        for number in arguments.files:
+            write_empty_files(empty := folder / str(number), number)
+            for what in (
+                "listed, joined and written, without judging",
+                "the same scan again, with nothing to do",
+            ):
+                rows.append(scanned(what, empty, judging_nothing(detector.info), detector))
+    print_table(("scan", "files", "files/s", "peak memory, MiB"), rows)
 
 
-def run(pictures: Path, out: Path, engine: Engine, info: ModelInfo) -> None:
+def scanned(what: str, pictures: Path, engine: Engine, detector: Detector) -> tuple[str, str, str, str]:
+    """A row of the table; results stay beside the pictures, so that a second scan goes on with them."""
+    files = sum(1 for _ in pictures.rglob("*.jpg"))
+    seconds = timed(lambda: run(pictures, pictures.with_name(f"{pictures.name}-out"), engine, detector))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return what, f"{files:,}", f"{files / seconds:,.0f}", f"{peak:.0f}"
+
+
+def run(pictures: Path, out: Path, engine: Engine, detector: Detector) -> None:
+    share = detector.known.share if detector.known else 0.0
     roots = checked_roots([str(pictures)])
-    settings = settings_of(roots, Filters(), info)
+    settings = settings_of(roots, Filters(), detector.info)
     with Results.opened(out, settings) as results:
-        scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+        scan(results, roots, Filters(), engine, settings, share=share, rate=0.1)
 
 
 def judging_nothing(info: ModelInfo) -> Engine:
@@ -72,12 +78,6 @@ def judging_nothing(info: ModelInfo) -> Engine:
             yield 1, rows_of(entry, Detection(entry.path, "ok", None, 100, 100, camera, (face,), info))
 
     return engine
-
-
-def timed(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def write_portraits(folder: Path, number: int, side: int) -> None:

@@ -4,7 +4,10 @@ import io
 import math
 import os
 import struct
+import subprocess
+import sys
 import zlib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
+from lensborn import photo as module
 from lensborn.photo import (
     CameraSettings,
     UnreadableError,
@@ -136,6 +140,71 @@ def test_samples_of_unknown_range_are_refused(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "x.tif", "TIFF")
     with pytest.raises(UnreadableError, match="8-bit"):
         read_photo(path)
+
+
+def saved_in_every_way(folder: Path) -> Iterator[Path]:
+    """Pictures of each mode, format and orientation."""
+    half = scene().convert("RGBA")
+    half.putalpha(Image.linear_gradient("L").resize(half.size))
+    grey = Image.fromarray(np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 42)
+    for name, image in {
+        "rgba": half,
+        "palette": half.convert("P"),
+        "la": half.convert("LA"),
+        "16": grey,
+    }.items():
+        yield save(image, folder / name, "PNG")
+    for mode in ("RGB", "L", "CMYK"):
+        yield save(scene().convert(mode), folder / mode, "JPEG")
+    for orientation in range(1, 9):
+        yield save(scene(), folder / f"{orientation}", "TIFF", exif=exif_with({}, {0x0112: orientation}))
+
+
+def test_strips_make_the_same_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = list(saved_in_every_way(tmp_path))
+    whole = [read_photo(path).pixels for path in paths]
+    monkeypatch.setattr(module, "_STRIP_PX", 7 * 48)  # strips of seven rows, the last of four
+    for path, pixels in zip(paths, whole, strict=True):
+        np.testing.assert_array_equal(read_photo(path).pixels, pixels, err_msg=path.name)
+        assert not pixels.flags.writeable and pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "RGBA")])
+def test_a_large_picture_is_held_twice_at_most(tmp_path: Path, form: str, mode: str) -> None:
+    """Once by Pillow, in four bytes a pixel, and once as it is returned, in three."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("peak memory is read from /proc")
+    small, large = (save(Image.new(mode, (side, side)), tmp_path / f"{side}", form) for side in (64, 4000))
+    code = (
+        "import sys; from pathlib import Path; from lensborn.photo import read_photo\n"
+        "for path in sys.argv[1:]:\n"
+        "    read_photo(path)\n"
+        "    print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, small, large], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())  # KiB
+    assert 1024 * (after - before) < 9 * 4000**2
+
+
+def test_a_large_picture_is_given_back_to_the_system(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read from /proc")
+    small, large = (save(Image.new("RGB", (side, side)), tmp_path / f"{side}", "PNG") for side in (64, 4000))
+    code = (
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
+        "from lensborn.photo import read_photo\n"
+        "with ThreadPoolExecutor(2) as pool:\n"
+        "    for path, times in zip(sys.argv[1:], (2, 6)):\n"
+        "        list(pool.map(lambda path: read_photo(path).width, [path] * times))\n"
+        "        print(Path('/proc/self/status').read_text().split('VmRSS:')[1].split()[0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, small, large], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())  # KiB
+    assert after - before < 10_000  # of six pictures of 64 MB
 
 
 # --- refusals -----------------------------------------------------------------------------------------

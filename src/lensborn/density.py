@@ -6,17 +6,20 @@ section 3. With the feature x taken to y = (x [/ |x|] - offset) [W],
     log p(x) = log sum_k w_k N(y; m_k, S_k)    and    score(x) = -log p(x), in nats: higher = more anomalous.
 
 Each covariance is kept as the factor P_k of its inverse, S_k^-1 = P_k P_k^T, so that scoring is one matrix
-product a component. scikit-learn is imported only to fit. What is promised and what is not: docs/density.md.
+product a component. What fits it is imported only then. What is promised and what is not: docs/density.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lensborn import defaults
+
+if TYPE_CHECKING:
+    from lensborn.em import Fitted
 
 Covariance = Literal["full", "tied", "diag"]
 Floats = NDArray[np.floating[Any]]
@@ -172,7 +175,7 @@ def fit_mixture(
     seed: int = defaults.SEED,
     groups: ArrayLike | None = None,
 ) -> Mixture:
-    """Fit a mixture to the features (N, D) of photographs by scikit-learn's EM, in float32.
+    """Fit a mixture to the features (N, D) of photographs by EM, in float32 (see `em`).
 
     n_components: K, or a sequence of them: the K with the highest likelihood on rows held out is taken and
     refitted to all rows; the table stands in `settings()["held_out"]`. groups (N,): rows of one group (a
@@ -247,8 +250,6 @@ def _fit(
     l2_normalise: bool,
     seed: int,
 ) -> Mixture:
-    from sklearn.mixture import GaussianMixture  # noqa: PLC0415  (half a second that detection need not pay)
-
     if len(rows) < max(k, 2):
         raise ValueError(
             f"{len(rows)} features are too few for {k} components: give more, or take fewer components"
@@ -263,20 +264,20 @@ def _fit(
     if mean_variance == 0:
         _raise_singular("as all features are equal")
     ridge = max(RIDGE, shrinkage) * mean_variance  # EM itself must be as well posed as its shrunken result
-    em = GaussianMixture(
-        k, covariance_type=covariance, reg_covar=ridge, max_iter=MAX_STEPS, random_state=seed
-    )
     try:
-        em.fit(y.astype(np.float32))
-    except ValueError as error:  # scikit-learn's word for a failed Cholesky factorisation
+        found = _maximise(y, k, covariance, ridge, seed)
+    except (
+        np.linalg.LinAlgError,
+        ValueError,
+    ) as error:  # scikit-learn's word for a failed Cholesky factorisation
         raise SingularError(_singular(f"with {k} components on {y.shape} features")) from error
 
-    covariances = em.covariances_.astype(np.float64)
+    covariances: Floats = found.covariances
     if shrinkage > 0:
         covariances = _shrink(covariances, covariance, ridge, shrinkage)
     return Mixture(
-        weights=em.weights_.astype(np.float64),
-        means=em.means_.astype(np.float64),
+        weights=found.weights,
+        means=found.means,
         offset=offset,
         precisions=_precision_factors(covariances, covariance, 2 * RIDGE * mean_variance).astype(np.float32),
         projection=projection,
@@ -286,10 +287,26 @@ def _fit(
             "shrinkage": float(shrinkage),
             "seed": int(seed),
             "n_fitted": len(y),
-            "converged": bool(em.converged_),
-            "em_steps": int(em.n_iter_),
+            "converged": found.converged,
+            "em_steps": found.steps,
         },
     )
+
+
+def _maximise(y: NDArray[np.float64], k: int, covariance: Covariance, ridge: float, seed: int) -> "Fitted":
+    """EM on centred rows; its covariances include the ridge."""
+    from lensborn.em import Fitted, fit_full  # noqa: PLC0415  (half a second that detection need not pay)
+
+    if covariance == "full":
+        return fit_full(y, k, ridge=ridge, max_steps=MAX_STEPS, seed=seed)
+    from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+
+    em = GaussianMixture(
+        k, covariance_type=covariance, reg_covar=ridge, max_iter=MAX_STEPS, random_state=seed
+    )
+    em.fit(y.astype(np.float32))
+    weights, means, covariances = (a.astype(float) for a in (em.weights_, em.means_, em.covariances_))
+    return Fitted(weights, means, covariances, bool(em.converged_), int(em.n_iter_))
 
 
 def _principal_axes(centred: NDArray[np.float64], n_dims: int) -> NDArray[np.float32]:

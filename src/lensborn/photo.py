@@ -49,15 +49,27 @@ _EXIF_IFD = 0x8769
 _SUB_IFDS = (0x8769, 0x8825, 0xA005)  # Exif, GPS, interoperability: Pillow reads them with a TIFF
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_STRIP_PX = 2**20  # turned to RGB at a time
+
+Pixels = npt.NDArray[np.uint8]
+
+# An upright picture (H, W, 3), seen as the camera held it: views, so that what is written there stands upright.
+_AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright.swapaxes(0, 1)[::-1],
+    7: lambda upright: upright.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
+
+# Pillow holds a picture in blocks of 16 MB, which the allocator keeps for their thread when they are freed: as much
+# as the largest picture, for each core. One that is held in one piece is given back to the system.
+Image.core.set_block_size(2**29)  # type: ignore[attr-defined]  # documented, but not exported
 
 
 class UnreadableError(ValueError):
@@ -279,9 +291,7 @@ def _decode(file: BinaryIO, max_pixels: int) -> Photo:
             _check_jpeg_end(file)
         image.load()
         exif = _exif(image)
-        camera = camera_settings(exif)
-        rgb = _upright(_rgb(image), exif)
-        return Photo(np.asarray(rgb), camera, name)
+        return Photo(_pixels(image, exif, name), camera_settings(exif), name)
     except UnreadableError:
         raise
     except Exception as error:  # a decoder fed with a hostile file may raise anything
@@ -368,8 +378,25 @@ def _check_ifd(file: BinaryIO, order: str, offset: int) -> list[int]:
     return list({tag: value for tag, _, _, value in entries if tag in _SUB_IFDS}.values())
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+def _pixels(image: Image.Image, exif: Image.Exif, name: str) -> Pixels:
+    """Upright RGB, strip by strip: Pillow holds 100 megapixels in 400 MB, and each conversion of all as many."""
+    orientation = _code(exif.get(_ORIENTATION))
+    as_stored = _AS_STORED.get(orientation or 1, _AS_STORED[1])
+    width, height = image.size
+    shape = (width, height, 3) if orientation in _ON_ITS_SIDE else (height, width, 3)
+    upright = np.empty(shape, np.uint8)
+    stored = as_stored(upright)
+    rows = max(_STRIP_PX // width, 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = image if rows >= height else image.crop((0, top, width, bottom))
+        stored[top:bottom] = np.asarray(_rgb(strip, name))
+    upright.flags.writeable = False
+    return upright
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and name == "PNG"):
         scaled = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F", "LAB", "HSV"):
@@ -379,7 +406,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _exif(image: Image.Image) -> Image.Exif:
@@ -389,11 +416,6 @@ def _exif(image: Image.Image) -> Image.Exif:
         if max(as_bytes, as_text) <= _MAX_EXIF_BYTES:
             return image.getexif()
     return Image.Exif()
-
-
-def _upright(image: Image.Image, exif: Image.Exif) -> Image.Image:
-    turn = _UPRIGHT.get(_code(exif.get(_ORIENTATION)) or 1)
-    return image if turn is None else image.transpose(turn)
 
 
 # --- tags ---------------------------------------------------------------------------------------------
