@@ -64,5 +64,5 @@ def write_block(page: Path, name: str, text: str) -> None:
     before, rest = page.read_text("utf-8").split(begin)
     _, after = rest.split(end)
     aside = page.with_name(f".{page.name}.{os.getpid()}")
-    aside.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", "utf-8")
+    aside.write_text(before + begin + "\n" + text.strip("\n") + "\n" + end + after, "utf-8")
     aside.replace(page)
