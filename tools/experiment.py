@@ -324,9 +324,11 @@ def digest(observed: Observed) -> str:
 
 
 def page(folder: Path) -> str:
-    """docs/experiments.md from all settings files and cards, the newest (by number) first."""
+    """docs/experiments.md from all settings files that have cards, the newest (by number) first."""
     lines = [(folder / "head.md").read_text().rstrip("\n"), ""]
     for path in sorted(folder.glob("*.toml"), reverse=True):
+        if not any(folder.glob(f"{path.stem}.*.json")):
+            continue
         asked = tomllib.loads(path.read_text())
         lines += [f"## {path.stem}: {escaped(asked['question'])}", "", asked.get("learnt", "").strip(), ""]
         for condition in CONDITIONS:
