@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import write_block
+from lensborn.bench.render import write_block
 
 HERE = Path(__file__).parent
 SPEED, SCAN = (HERE.parent / "docs" / name for name in ("speed.md", "scan.md"))

@@ -1,8 +1,7 @@
-"""What the benchmarks share: the machine, a clock, numbers as Markdown, and the pages that they stand in."""
+"""What the benchmarks share: the machine, a clock, and numbers as Markdown."""
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import statistics
 import time
@@ -53,16 +52,3 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for cells in (head, ["---"] * len(head), *rows):
         print(f"| {' | '.join(cells)} |")
     print()
-
-
-def write_block(page: Path, name: str, text: str) -> None:
-    """Put `text` between the marks `<!-- name:begin -->` and `<!-- name:end -->` of a page, for what was there.
-
-    Raises ValueError where the page has not each of them once.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, rest = page.read_text("utf-8").split(begin)
-    _, after = rest.split(end)
-    aside = page.with_name(f".{page.name}.{os.getpid()}")
-    aside.write_text(before + begin + "\n" + text.strip("\n") + "\n" + end + after, "utf-8")
-    aside.replace(page)

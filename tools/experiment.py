@@ -112,41 +112,38 @@ def run_file(
     for name, changes in asked["rows"].items():
         values = {**asked.get("base", {}), **changes}
         setting = Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        card = path.with_name(f"{path.stem}.{name}.json")
+        if card.exists() and is_of(json.loads(card.read_text()), setting, runs.get(setting.encoder)):
+            continue
         if setting.encoder not in runs:
             raise SystemExit(
                 f"{path.name}, {name} needs the encoder {setting.encoder}: give it with --runs or --ladder"
             )
-        card = path.with_name(f"{path.stem}.{name}.json")
-        if not card.exists() or not is_of(json.loads(card.read_text()), setting, runs[setting.encoder]):
-            waiting.append((name, setting, card))
+        waiting.append((name, setting, card))
     new = {source for _, setting, _ in waiting for source in runs[setting.encoder]} - seen.keys()
     if new:
         seen |= dict.fromkeys(new, look(path.stem, sorted(new), corpus, keep))
     for name, setting, card in waiting:
+        sources = runs[setting.encoder]
         try:
-            rows, digests = [], []
-            for source in runs[setting.encoder]:
-                rows += measure(setting, seen[source], source, several=len(runs[setting.encoder]) > 1)
-                digests.append(digest(seen[source]))
-            outcome = {"summary": summary(rows), "rows": rows, "picture_sha256": digests[0]}
+            rows = [
+                row
+                for source in sources
+                for row in measure(setting, seen[source], source, several=len(sources) > 1)
+            ]
+            pictures = digest(seen[sources[0]])
+            outcome = {"summary": summary(rows), "rows": rows, "picture_sha256": pictures}
         except (ValueError, ArithmeticError) as error:  # a failed run is a result too
             outcome = {"error": str(error)}
-        number = {"runs": len(runs[setting.encoder])} if is_rung(runs[setting.encoder][0]) else {}
-        card.write_text(
-            json.dumps({"row": name, "setting": asdict(setting), **number, **outcome}, indent=1) + "\n"
-        )
+        told = {"row": name, "setting": asdict(setting), "runs": len(sources), **outcome}
+        card.write_text(json.dumps(told, indent=1) + "\n")
         print(card.name, json.dumps(outcome.get("summary", outcome)))
 
 
-def is_rung(source: str) -> bool:
-    """Whether an encoder is a run of the ladder."""
-    return source.startswith(f"{RUNG}:")
-
-
-def is_of(card: dict[str, Any], setting: Setting, sources: list[str]) -> bool:
-    """Whether a card tells of this setting, and of as many runs of a rung."""
+def is_of(card: dict[str, Any], setting: Setting, sources: list[str] | None) -> bool:
+    """Whether a card tells of this setting, and of as many runs as are given, if any are."""
     same = card["setting"] == json.loads(json.dumps(asdict(setting)))
-    return same and card.get("runs", 1) == len(sources)
+    return same and (sources is None or card.get("runs", 1) == len(sources))
 
 
 def extractor_of(source: str) -> Extractor:

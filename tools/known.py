@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from lensborn.bench.conditional import Conditional, delivery_traits
 from lensborn.bench.delivery import STEPS, equalise
 from lensborn.bench.metrics import Interval, measures, rate
 from lensborn.bench.plots import reliability_plot
+from lensborn.bench.render import write_block
 from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
 from lensborn.calibration import Conformal, combined_p
 from lensborn.datasets.corpus import read_corpus, split_of
@@ -45,6 +46,9 @@ from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import decode_photo, digest_of
 from lensborn.teach import LEAST, Lesson, Studied, study, teach
+
+if TYPE_CHECKING:
+    from lensborn.pretext.known import Example
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
@@ -137,6 +141,19 @@ def photographs(folder: Path, split: str) -> list[Picture]:
 # --- training and the head ------------------------------------------------------------------------------
 
 
+def training_examples(folder: Path, leave_out: Sequence[str]) -> "tuple[list[Example], list[Example]]":
+    """What a run that leaves out these sets learns from, and what chooses its epoch."""
+    from lensborn.pretext import known  # noqa: PLC0415
+
+    pictures = [picture for picture in labelled(folder) if picture.set not in leave_out]
+    crops = known.photo_examples(read_corpus(folder))
+    train, validate = (
+        known.picture_examples([p for p in pictures if known.picture_split(p) == split])
+        for split in ("train", "validate")
+    )
+    return crops["train"] + train, crops["validate"][::4] + validate
+
+
 def train(arguments: argparse.Namespace) -> None:
     """One run."""
     import torch  # noqa: PLC0415
@@ -145,19 +162,12 @@ def train(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     leave_out = (*arguments.leave_out, UNSEEN)
-    pictures = [picture for picture in labelled(arguments.corpus) if picture.set not in leave_out]
-    crops = known.photo_examples(read_corpus(arguments.corpus))
-    parts = {
-        split: known.picture_examples([p for p in pictures if known.picture_split(p) == split])
-        for split in ("train", "validate")
-    }
     settings = known.KnownSettings(init=str(arguments.init), seed=arguments.seed, leave_out=leave_out)
     with Progress() as bar:
         task = bar.add_task("training", total=settings.epochs * settings.steps)
         trainer = known.KnownTrainer(
             settings,
-            crops["train"] + parts["train"],
-            crops["validate"][::4] + parts["validate"],
+            *training_examples(arguments.corpus, leave_out),
             arguments.out,
             progress=lambda done, _, means: bar.update(task, completed=done),
         )
@@ -262,7 +272,7 @@ def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
     splits = splits_of(folder, [name])
     pictures = splits["judge"] + photographs(folder, "test")
     references = photographs(folder, "calibrate")
-    equal = {picture.name: path for picture, path in _equalised_once(folder, view)}
+    equal = {picture.name: path for picture, path in equalised_once(folder, view)}
     seed = json.loads((run / "settings.json").read_text())["seed"]
     rows: list[Row] = []
     for condition in ("published", f"equalised-{SIDE}"):
@@ -279,7 +289,7 @@ def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
     return rows + [{"left_out": name, "seed": seed, **row} for row in late]
 
 
-def _equalised_once(folder: Path, view: Path) -> list[tuple[Picture, Path]]:
+def equalised_once(folder: Path, view: Path) -> list[tuple[Picture, Path]]:
     """The equalised files of everything that is ever judged; made by the first call."""
     index = view / "index.json"
     everything = labelled(folder) + photographs(folder, "test") + photographs(folder, "calibrate")
@@ -507,16 +517,9 @@ def write_page(rows: Sequence[Row]) -> None:
         ("damage", damage_table(rows)),
         ("taught", taught_table(rows)),
     ):
-        write_between(section, text)
+        write_block(PAGE, section, text)
     mine = [row for row in rows if row["table"] == "reliability" and row["condition"] != "published"]
     reliability_plot(_means(mine, ("kind", "bin"), ("given", "was")), PAGE.with_name("reliability.svg"))
-
-
-def write_between(section: str, text: str) -> None:
-    """Put a table between the marks of a section of docs/known.md."""
-    before, rest = PAGE.read_text().split(f"<!-- {section}:begin -->")
-    after = rest.split(f"<!-- {section}:end -->")[1]
-    PAGE.write_text(f"{before}<!-- {section}:begin -->\n{text}\n<!-- {section}:end -->{after}")
 
 
 def _means(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) -> list[Row]:
@@ -649,14 +652,10 @@ def ship(arguments: argparse.Namespace) -> None:
     detector = base.with_known(KnownChannel(channel.xml, part), name=NAME, card=text)
     bundle = detector.save(arguments.out, overwrite=True)
     print(bundle.sha256, bundle.manifest[KNOWN_KEY]["sets"])
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    readme.write_text(f"{before}{MARKERS[0]}\n{readme_table(rows, bundle.sha256)}\n{MARKERS[1]}{after}")
+    write_block(ROOT / "README.md", "known", readme_table(rows, bundle.sha256))
 
 
 MARK = "\n## The second channel\n"
-MARKERS = ("<!-- known:begin -->", "<!-- known:end -->")
 
 
 def readme_table(rows: Sequence[Row], sha256: str) -> str:

@@ -17,20 +17,21 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from known import (
+    PAGE,
     SIDE,
     UNSEEN,
-    _equalised_once,
     auc_rows,
     channel_of,
-    labelled,
+    equalised_once,
     look,
     splits_of,
-    write_between,
+    training_examples,
 )
 from ladder import FEATURES, Rung, Rungs
 from rich.progress import Progress
@@ -38,10 +39,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lensborn.datasets.corpus import TAGS, read_corpus, split_of
+from lensborn.bench.render import write_block
+from lensborn.datasets.corpus import TAGS, read_corpus
 from lensborn.detector import Detector
 from lensborn.pretext import known
-from lensborn.pretext.corpus import EpochBatches
+from lensborn.pretext.corpus import EpochBatches, split_crops
 from lensborn.pretext.loop import BEST
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 
@@ -91,7 +93,7 @@ class Joint(known.KnownTrainer):
 
 def endless(corpus: Path, seed: int) -> Iterator[dict[str, Tensor]]:
     """Batches of the photographs that training may see, pristine and manipulated."""
-    crops = [crop for crop in read_corpus(corpus) if split_of(crop.source) == "train"]
+    crops = split_crops(read_corpus(corpus))["train"]
     rung = Rung(seed=seed)
     batches = EpochBatches([crop.source for crop in crops], 16, seed, rung.per_source)
     loader = DataLoader(Rungs(crops, rung, _no_trace), batch_sampler=batches, num_workers=1)
@@ -130,21 +132,14 @@ def train_one(
         model = known.KnownModel(settings.backbone)
         model.encoder.load_state_dict(encoder)
         save_file(model.state_dict(), out / BEST)
-        (out / "settings.json").write_text(json.dumps({**vars(settings), "delivery": None}))
+        (out / "settings.json").write_text(json.dumps(asdict(settings)))
         (out / "card.json").write_text("{}")
         return
-    pictures = [picture for picture in labelled(arguments.corpus) if picture.set not in leave_out]
-    crops = known.photo_examples(read_corpus(arguments.corpus))
-    parts = {
-        split: known.picture_examples([p for p in pictures if known.picture_split(p) == split])
-        for split in ("train", "validate")
-    }
     with Progress() as bar:
         task = bar.add_task(out.name, total=settings.epochs * settings.steps)
         trainer = (LastStage if way == "last" else Joint)(
             settings,
-            crops["train"] + parts["train"],
-            crops["validate"][::4] + parts["validate"],
+            *training_examples(arguments.corpus, leave_out),
             out,
             progress=lambda done, _, means: bar.update(task, completed=done),
         )
@@ -164,7 +159,7 @@ def measure(arguments: argparse.Namespace) -> None:
     }
     found: dict[tuple[str, str], dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as view:
-        equal = {p.name: path for p, path in _equalised_once(arguments.corpus, Path(view))}
+        equal = {p.name: path for p, path in equalised_once(arguments.corpus, Path(view))}
         for (way, generator), run in runs.items():
             kept = run / "ways.json"
             if not kept.exists():
@@ -183,7 +178,7 @@ def measure(arguments: argparse.Namespace) -> None:
         rows = [found[way, generator] for generator in GENERATORS]
         cells = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
         lines.append(f"| {way} | {' | '.join(cells)} | {sum(row['value'] for row in rows) / len(rows):.3f} |")
-    write_between("ways", "\n".join(lines))
+    write_block(PAGE, "ways", "\n".join(lines))
 
 
 def main() -> None:

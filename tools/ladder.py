@@ -1,12 +1,12 @@
 """Trains the encoders of the ladder: one setting a rung, photographs alone, everything else alike.
 
-    python tools/ladder.py --corpus FOLDER --init CHECKPOINT --out FOLDER experiments/ladder.toml [--only NAME ...]
+    python tools/ladder.py --corpus FOLDER --init CHECKPOINT --out FOLDER tools/ladder.toml [--only NAME ...]
 
 A rung is a table [rungs.NAME] of the settings file; what it does not say is the base's. Each of its seeds is a run
-OUT/NAME-SEED, resumable, that is not trained again once it has ended. `tools/experiment.py --ladder OUT` measures
-them (settings files 08 and later). A face is brought to a size, manipulated or its trace destroyed (`traces.py`),
-delivered and looked at with 192 px, as in the training of the known channel; of that a rung sees a patch, or all of
-it, shrunk.
+OUT/NAME-SEED, resumable (bilevel weights begin anew), that is not trained again once it has ended.
+`tools/experiment.py --ladder OUT` measures them (settings files 08 and later). A face is brought to a size,
+manipulated or its trace destroyed (`traces.py`), delivered and looked at with 192 px, as in the training of the
+known channel; of that a rung sees a patch, or all of it, shrunk.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torch.utils.data import DataLoader, Dataset
 
-from lensborn.datasets.corpus import TAGS, Crop, read_corpus, split_of
+from lensborn.datasets.corpus import TAGS, Crop, read_corpus
 from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
 from lensborn.photo import digest_of
 from lensborn.pretext.backbones import load_pretrained
-from lensborn.pretext.corpus import EpochBatches, native_face
+from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
 from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
@@ -44,8 +44,7 @@ from lensborn.pretext.train import rank_accuracy
 SIDE = 192  # px at which a delivered face is looked at
 FEATURES = 128
 FIRST = (160, 257)  # px: side of a face when it is manipulated
-MILD = Delivery(zoom=0.12)
-DELIVERIES = {"none": None, "mild": MILD, "rough": ROUGH}
+DELIVERIES = {"none": None, "mild": Delivery(), "rough": ROUGH}
 CATEGORIES = ("make", "flash", "edited")  # of BLADES' tags, those that the corpus has
 MAKES = ("canon", "apple", "nikon", "samsung", "google", "sony", "fujifilm", "panasonic")
 EDITORS = ("photoshop", "lightroom", "gimp", "picasa", "photo editor", "capture one", "snapseed", "acdsee")
@@ -118,8 +117,7 @@ class Rungs(Dataset[dict[str, Tensor]]):
 
     def __init__(self, crops: Sequence[Crop], rung: Rung, breaker: Callable[..., Image]) -> None:
         self.crops, self.rung, self.breaker = crops, rung, breaker
-        names = {name: number for number, name in enumerate(sorted({crop.photo for crop in crops}))}
-        self.photos = [names[crop.photo] for crop in crops]
+        self.photos = photo_numbers(crops)
 
     def __len__(self) -> int:
         """Number of crops."""
@@ -246,6 +244,7 @@ def widen(encoder: Encoder) -> None:
 # --- the training ---------------------------------------------------------------------------------------
 
 TASKS = (*TAGS, "manipulation", "trace", *CATEGORIES)
+PLACES = {name: place for place, name in enumerate(TASKS)}  # of their weights and deviations
 
 
 class Climb(Loop):
@@ -288,14 +287,13 @@ class Climb(Loop):
         weighting = self.settings.weighting
         if weighting == "bilevel" and self.step % EVERY == 0:
             self._reweigh(network, batch)
-        places = {name: number for number, name in enumerate(TASKS)}
         loss = torch.zeros(())
         for name, value in found.items():
             if weighting == "uncertainty":  # Kendall, Gal and Cipolla, 2018
-                deviation = self.model.deviations[places[name]]
+                deviation = self.model.deviations[PLACES[name]]
                 loss = loss + torch.exp(-deviation) * value + deviation / 2
             else:
-                loss = loss + self.weights[places[name]] * value
+                loss = loss + self.weights[PLACES[name]] * value
         return loss, {f"loss_{name}": value for name, value in found.items()}
 
     def _tasks(self, network: nn.Module, batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
@@ -339,10 +337,9 @@ class Climb(Loop):
 
         wanted = direction(self._tasks(network, batch, slice(half, None))["manipulation"])
         found = self._tasks(network, batch, slice(half))
-        places = {name: number for number, name in enumerate(TASKS)}
         for name, loss in found.items():
-            self.weights[places[name]] *= torch.exp(0.5 * (direction(loss) @ wanted))
-        mine = [places[name] for name in found]
+            self.weights[PLACES[name]] *= torch.exp(0.5 * (direction(loss) @ wanted))
+        mine = [PLACES[name] for name in found]
         self.weights[mine] /= self.weights[mine].mean()
 
     @torch.no_grad()
@@ -416,13 +413,14 @@ def decoders(crops: Sequence[Crop], folder: Path) -> list[traces.Decoder]:
     """One trained autoencoder a kind; trained on photographs once, kept in `folder`."""
     found: list[traces.Decoder] = []
     for kind in ("nearest", "transposed", "pixel-shuffle"):
-        network, path = Decoding(kind), folder / f"decoder-{kind}.safetensors"
-        if not path.exists():
-            torch.manual_seed(0)
-            network = Decoding(kind)
+        path = folder / f"decoder-{kind}.safetensors"
+        torch.manual_seed(0)
+        network = Decoding(kind)
+        if path.exists():
+            network.load_state_dict(load_file(path))
+        else:
             train_decoder(network, crops)
             save_file(network.state_dict(), path)
-        network.load_state_dict(load_file(path))
         found.append(_rebuilding(network.eval()))
     return found
 
@@ -512,11 +510,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    crops: dict[str, list[Crop]] = {"train": [], "validate": []}
-    for crop in read_corpus(arguments.corpus):
-        if (members := crops.get(split_of(crop.source))) is not None:
-            members.append(crop)
-    crops["validate"] = crops["validate"][::2]
+    splits = split_crops(read_corpus(arguments.corpus))
+    crops = {"train": splits["train"], "validate": splits["validate"][::2]}
 
     @cache
     def dictionary() -> traces.Floats:

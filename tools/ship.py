@@ -24,6 +24,7 @@ from lensborn.bench.contestants import BundleContestant
 from lensborn.bench.judging import ALL, Refit, entries_of
 from lensborn.bench.observing import observe
 from lensborn.bench.protocols import conditions_of
+from lensborn.bench.render import write_block
 from lensborn.bench.tables import Judged, Row, Tables, make_tables
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.layouts import read_pictures
@@ -46,7 +47,6 @@ DENSITY: dict[str, Any] = {
     "shrinkage": 0.1,
     "l2_normalise": True,
 }
-MARKERS = ("<!-- measured:begin -->", "<!-- measured:end -->")
 
 
 def fitting_pictures(folder: Path) -> list[tuple[Path, str]]:
@@ -196,11 +196,8 @@ def main() -> None:
     detector.card = card(detector, rows)
     bundle = detector.save(arguments.out, overwrite=True)
 
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
     table = readme_table(rows, bundle.sha256)
-    readme.write_text(f"{before}{MARKERS[0]}\n{table}\n{MARKERS[1]}{after}")
+    write_block(ROOT / "README.md", "measured", table)
     print(table)
 
 

@@ -26,9 +26,7 @@ from lensborn.strangeness import Strangeness
 
 LEARN, CALIBRATE = 0, 1  # what a remembered face serves for
 PENALTY = 10.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
-HANDICAP = (
-    1.0  # deviations that a face must be unlike photographs beyond those that it is like generated ones
-)
+HANDICAP = 1.0  # deviations by which a face must be more unlike photographs than like generated ones
 LEAST_POPULATION = 60  # faces to calibrate on; smaller populations join the largest
 
 Features = npt.NDArray[np.float16]
@@ -205,7 +203,7 @@ class KnownHead:
         scale = np.stack([mean + (0.0, HANDICAP) * deviation, deviation], axis=1)
         log_odds = (1.0, 0.0)
         if labels.any():
-            log_odds = platt(((signs - scale[:, 0]) / scale[:, 1]).max(axis=1), labels, balanced)
+            log_odds = platt(_greater(signs, scale), labels, balanced)
             if log_odds[0] <= 0:
                 raise ValueError(
                     "generated faces kept apart look less so than photographs: add other pictures"
@@ -216,7 +214,7 @@ class KnownHead:
         """Log odds (N,) of features (N, D), at equal numbers of both classes; higher = more like generated."""
         signs = _signs(features, self.weights, self.bias, self.strangeness)
         stretch, shift = self.platt
-        return np.asarray(((signs - self.scale[:, 0]) / self.scale[:, 1]).max(axis=1) * stretch + shift)
+        return np.asarray(_greater(signs, self.scale) * stretch + shift)
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
         """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
@@ -237,11 +235,10 @@ class KnownHead:
         """The calibration of each population."""
         memory = self.memory
         with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
-            scores = self.score(memory.features)
-        return {
-            name: FaceConformal.fit(scores[rows], memory.faces[rows])
-            for name, rows in memory.populations().items()
-        }
+            return {
+                name: FaceConformal.fit(self.score(memory.features[rows]), memory.faces[rows])
+                for name, rows in memory.populations().items()
+            }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything but the names of the sets, for safetensors; `from_arrays` reads it."""
@@ -302,6 +299,11 @@ def _signs(features: npt.ArrayLike, weights: Floats, bias: float, strangeness: S
     # row by row: the last bits of a matrix product depend on the number of rows
     alike = (rows * weights).sum(axis=1) + bias
     return np.stack([alike, strangeness.of(rows)], axis=1)
+
+
+def _greater(signs: Floats, scale: Floats) -> Floats:
+    """The greater of two signs (N, 2), each from its origin and in its unit (2, 2): (N,)."""
+    return np.asarray(((signs - scale[:, 0]) / scale[:, 1]).max(axis=1))
 
 
 def balance(sets: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]) -> Floats:

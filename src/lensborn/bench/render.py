@@ -99,6 +99,18 @@ def write(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     return [folder / name for name in texts]
 
 
+def write_block(page: Path, name: str, text: str) -> None:
+    """Put `text` between the marks `<!-- name:begin -->` and `<!-- name:end -->` of a page, for what was there.
+
+    Raises ValueError where the page has not each of them once.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = page.read_text("utf-8").split(begin)
+    _, after = rest.split(end)
+    written = before + begin + "\n" + text.strip("\n") + "\n" + end + after
+    write(page.parent, {page.name: written})
+
+
 def number(value: float | None) -> str:
     """Three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"

@@ -35,6 +35,12 @@ def split_crops(crops: Sequence[Crop]) -> dict[str, list[Crop]]:
     return dict(splits)
 
 
+def photo_numbers(crops: Sequence[Crop]) -> list[int]:
+    """The number of each crop's photograph among those of `crops`, in the order of their names."""
+    names = {name: number for number, name in enumerate(sorted({crop.photo for crop in crops}))}
+    return [names[crop.photo] for crop in crops]
+
+
 class PretextDataset(Dataset[dict[str, Tensor]]):
     """Pairs of one face, pristine and manipulated, with the photograph's tags.
 
@@ -47,8 +53,7 @@ class PretextDataset(Dataset[dict[str, Tensor]]):
         self.size = size
         self.seed = seed
         self.delivery = delivery
-        names = {name: number for number, name in enumerate(sorted({crop.photo for crop in crops}))}
-        self.photos = [names[crop.photo] for crop in crops]
+        self.photos = photo_numbers(crops)
 
     def __len__(self) -> int:
         """Number of crops."""
