@@ -16,8 +16,10 @@ A row is measured on equalised pictures (256 px), and on published ones, over al
 or those of the training where a rung of the ladder (`tools/ladder.py`) has several. The density is fitted to
 photographs of sources that the encoder has not seen (splits validate and calibrate of the corpus, in halves by
 hash), and measured on the generated sets against FFHQ, CelebA-HQ, portraits and photographs of the test split.
-Features are kept in --keep, so that a density costs seconds. Cards lie beside the settings; a card that is there is
-not run again unless its settings changed. Nothing is chosen on one number: the page shows each generator by itself.
+All encoders that are new look at the pictures in one pass; what each saw is kept in --keep, so that a density
+costs seconds. Cards lie beside the settings; a card that is there is not run again unless its settings changed.
+Nothing is chosen on one number: the page shows each generator by itself, and what a choice on two of them does on
+the third.
 """
 
 import argparse
@@ -25,61 +27,39 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment_page import CONDITIONS, write_page
+from experiment_scores import RUNG, Floats, Setting, fitted, sided
 from numpy.typing import NDArray
 from rich.progress import Progress
-from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
+import lensborn
 from lensborn.bench import metrics
 from lensborn.bench.contestants import EncoderContestant
 from lensborn.bench.extractors import Extractor, load_extractor
-from lensborn.bench.observing import Observed, has_row, observe
-from lensborn.bench.protocols import EQUALISED, PUBLISHED
-from lensborn.bench.render import escaped
+from lensborn.bench.observing import has_row, observe
 from lensborn.calibration import Conformal, clopper_pearson
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.layouts import read_pictures
-from lensborn.density import fit_mixture
+from lensborn.datasets.pictures import Picture
 from lensborn.detector import half_of
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "experiments.md"
-CONDITIONS = (PUBLISHED, EQUALISED)
 FITTED_ON = ("validate", "calibrate")
-HEADS = ("manipulation", "trace", "rank")
-RUNG = "rung"
+CORPUS_SETS = ("photographs", "portraits")  # of many sources, of which the encoder knows some
+OWN = "own"
 ALPHA = 0.05
+ALPHAS = [round(0.05 * step, 2) for step in range(1, 20)]
 REPLICATES = 400
 
-Floats = NDArray[np.float64]
-Score = Callable[[Floats], Floats]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row."""
-
-    encoder: str = "both"  # a run, a bundle, or a rung
-    fit: str = "photographs"  # or the name of a real set, of which half is then fitted and calibrated on
-    l2: bool = False  # features divided by their length
-    dims: int = 64  # principal axes kept, 0: all
-    whiten: bool = False  # principal axes scaled to one
-    density: str = (
-        "mixture"  # mixture, knn, manipulation, trace (the head's logit), rank (spread of the tag scores)
-    )
-    components: int = 4
-    covariance: str = "full"
-    shrinkage: float = 0.1
-    neighbours: int = 5
-    side: str = (
-        "high"  # high: unlikely is strange; low: likely is strange; two: far from the median is strange
-    )
-    seeds: tuple[int, ...] = (0, 1, 2)
+Mask = NDArray[np.bool_]
 
 
 def main() -> None:
@@ -97,18 +77,43 @@ def main() -> None:
     for card in sorted(arguments.ladder.glob("*/card.json")) if arguments.ladder else ():
         rung = card.parent.name.rpartition("-")[0]
         runs.setdefault(rung, []).append(f"{RUNG}:{card.parent}")
-    seen: dict[str, Observed] = {}
-    for path in arguments.settings:
-        run_file(path, arguments.corpus, runs, arguments.keep, seen)
-    PAGE.write_text(page(ROOT / "experiments"))
+    waiting = [row for path in arguments.settings for row in rows_without_card(path, runs)]
+    if waiting:
+        gallery = Gallery(arguments.corpus)
+        seen = gallery.seen_by({source for row in waiting for source in row.all_sources}, arguments.keep)
+        for row in waiting:
+            told = outcome(row, gallery, seen)
+            row.card.write_text(json.dumps(told, indent=1) + "\n")
+            print(row.card.name, json.dumps(told.get("summary", told.get("error"))))
+    write_page(ROOT / "experiments", ROOT / "docs")
 
 
-def run_file(
-    path: Path, corpus: Path, runs: dict[str, list[str]], keep: Path, seen: dict[str, Observed]
-) -> None:
-    """Every row of a settings file that has no card yet, or one of another setting or of fewer runs."""
+# --- rows -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a settings file: where its card belongs, and the runs of its encoder."""
+
+    name: str
+    setting: Setting
+    card: Path
+    sources: list[str]  # [KIND:]PATH
+
+    @property
+    def all_sources(self) -> list[str]:
+        """With the counterparts that the setting compares with."""
+        against = self.setting.against
+        return self.sources + [f"{against}:{source}" for source in self.sources if against]
+
+
+def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
+    """Every row of a settings file that has no card yet, or one of another setting or of fewer runs.
+
+    SystemExit where the encoder of such a row is not given.
+    """
     asked = tomllib.loads(path.read_text())
-    waiting: list[tuple[str, Setting, Path]] = []
+    waiting = []
     for name, changes in asked["rows"].items():
         values = {**asked.get("base", {}), **changes}
         setting = Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
@@ -119,56 +124,120 @@ def run_file(
             raise SystemExit(
                 f"{path.name}, {name} needs the encoder {setting.encoder}: give it with --runs or --ladder"
             )
-        waiting.append((name, setting, card))
-    new = {source for _, setting, _ in waiting for source in runs[setting.encoder]} - seen.keys()
-    if new:
-        seen |= dict.fromkeys(new, look(path.stem, sorted(new), corpus, keep))
-    for name, setting, card in waiting:
-        sources = runs[setting.encoder]
-        try:
-            rows = [
-                row
-                for source in sources
-                for row in measure(setting, seen[source], source, several=len(sources) > 1)
-            ]
-            pictures = digest(seen[sources[0]])
-            outcome = {"summary": summary(rows), "rows": rows, "picture_sha256": pictures}
-        except (ValueError, ArithmeticError) as error:  # a failed run is a result too
-            outcome = {"error": str(error)}
-        told = {"row": name, "setting": asdict(setting), "runs": len(sources), **outcome}
-        card.write_text(json.dumps(told, indent=1) + "\n")
-        print(card.name, json.dumps(outcome.get("summary", outcome)))
+        waiting.append(Row(name, setting, card, runs[setting.encoder]))
+    return waiting
 
 
-def is_of(card: dict[str, Any], setting: Setting, sources: list[str] | None) -> bool:
+def is_of(card: Mapping[str, Any], setting: Setting, sources: Sequence[str] | None) -> bool:
     """Whether a card tells of this setting, and of as many runs as are given, if any are."""
-    same = card["setting"] == json.loads(json.dumps(asdict(setting)))
-    return same and (sources is None or card.get("runs", 1) == len(sources))
+    told = {**card["setting"], "seeds": tuple(card["setting"]["seeds"])}
+    return Setting(**told) == setting and (sources is None or card.get("runs", 1) == len(sources))
+
+
+def outcome(row: Row, gallery: "Gallery", seen: Mapping[str, dict[str, Floats]]) -> dict[str, Any]:
+    """What a card tells. A failed row is a result too."""
+    told = {"row": row.name, "setting": asdict(row.setting), "runs": len(row.sources)}
+    several = len(row.sources) > 1
+    try:
+        rows = [one for source in row.sources for one in measure(row.setting, gallery, seen, source, several)]
+    except (ValueError, ArithmeticError) as error:
+        return {**told, "error": str(error)}
+    return {**told, "summary": summary(rows), "rows": rows, "picture_sha256": gallery.digest}
+
+
+# --- what encoders see ----------------------------------------------------------------------------------
+
+
+class Gallery:
+    """The pictures that experiments need: all sets of faces.csv, and photographs that no encoder learnt from."""
+
+    def __init__(self, corpus: Path) -> None:
+        """Read the tables of a corpus; the pictures themselves are read when they are looked at."""
+        photographs = read_pictures(corpus / "photos.csv")
+        self.pictures: list[Picture] = read_pictures(corpus / "faces.csv") + [
+            picture for picture in photographs if split_of(picture.source) != "train"
+        ]
+        self.sets = np.array([picture.set for picture in self.pictures])
+        self.generated = np.array([picture.label == "fake" for picture in self.pictures])
+        self.split = np.array([split_of(picture.source) for picture in self.pictures])
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the names and bytes of all pictures."""
+        found = hashlib.sha256()
+        for picture in self.pictures:
+            found.update(f"{picture.set}\t{picture.name}\t".encode("utf-8", "surrogateescape"))
+            found.update(hashlib.sha256(picture.read()).digest())
+        return found.hexdigest()
+
+    def seen_by(self, sources: set[str], keep: Path) -> dict[str, dict[str, Floats]]:
+        """Features (N, D) by source and condition, NaN where there is no face; what is not kept, in one pass."""
+        extractors = {source: extractor_of(source) for source in sorted(sources)}
+        kept = {source: keep / f"{self._key(source, one)}.safetensors" for source, one in extractors.items()}
+        new = {source: one for source, one in extractors.items() if not kept[source].exists()}
+        if new:
+            contestants = [EncoderContestant(source, one.sha256, one) for source, one in new.items()]
+            with Progress() as bar:
+                task = bar.add_task(f"{len(new)} encoders", total=len(self.pictures))
+                observed = observe(
+                    self.pictures,
+                    CONDITIONS,
+                    contestants,
+                    keep=keep / "pass",
+                    progress=partial(bar.advance, task),
+                )
+            for source in new:
+                found = {name: observed.conditions[name].observed[source] for name in CONDITIONS}
+                aside = kept[source].with_suffix(".new")
+                save_file({name: np.ascontiguousarray(rows) for name, rows in found.items()}, aside)
+                aside.replace(kept[source])
+        return {source: load_file(path) for source, path in kept.items()}
+
+    def _key(self, source: str, extractor: Extractor) -> str:
+        what = (source.rpartition(":")[0], extractor.sha256, CONDITIONS, self.digest, lensborn.__version__)
+        return hashlib.sha256(repr(what).encode()).hexdigest()
+
+    def parts(self, fit: str) -> tuple[Mask, Mask, Mask]:
+        """Masks: fitted, calibrated on, measured. Generated pictures are only measured."""
+        both = fit in ("photographs", "all")
+        mine = np.zeros(len(self.pictures), dtype=bool)
+        halves = []
+        for n, picture in enumerate(self.pictures):
+            of_corpus = both and picture.set in CORPUS_SETS
+            halves.append(half_of(picture.source if of_corpus else picture.name))
+            if of_corpus:
+                mine[n] = self.split[n] in FITTED_ON
+            elif picture.set == fit or (fit == "all" and not self.generated[n]):
+                mine[n] = half_of(f"use/{picture.name}") == "fit"
+        half = np.array(halves)
+        # a portrait whose source the encoder learnt from is no unseen photograph; other sets have one source each
+        strange = ~np.isin(self.sets, CORPUS_SETS) | (self.split == "test")
+        return mine & (half == "fit"), mine & (half == "calibrate"), strange & ~mine
+
+    @cached_property
+    def own_half(self) -> Mask:
+        """Photographs that calibrate for their own set where a setting asks for it."""
+        keys = [one.source if one.set in CORPUS_SETS else one.name for one in self.pictures]
+        half = np.array([half_of(f"own/{key}") for key in keys])
+        return np.asarray((half == "calibrate") & ~self.generated)
 
 
 def extractor_of(source: str) -> Extractor:
-    """The encoder at [KIND:]PATH."""
+    """The encoder at [KIND:]PATH; of a rung, [COUNTERPART:]rung:PATH."""
     kind, _, path = source.rpartition(":")
-    if kind == RUNG:
-        from ladder import RungExtractor  # noqa: PLC0415 - torch
+    if RUNG in kind.split(":"):
+        from ladder import COUNTERPARTS, RungExtractor  # noqa: PLC0415 - torch
 
-        return RungExtractor(Path(path))
+        return RungExtractor(Path(path), COUNTERPARTS.get(kind.partition(":")[0]))
     return load_extractor(kind or "lensborn", Path(path))
 
 
-def look(name: str, sources: list[str], corpus: Path, keep: Path) -> Observed:
-    """Features of all pictures that an experiment needs, in both conditions, of several encoders in one pass."""
-    pictures = read_pictures(corpus / "faces.csv") + [
-        picture for picture in read_pictures(corpus / "photos.csv") if split_of(picture.source) != "train"
-    ]
-    with Progress() as bar:
-        task = bar.add_task(name, total=len(pictures))
-        extractors = {source: extractor_of(source) for source in sources}
-        contestants = [EncoderContestant(source, one.sha256, one) for source, one in extractors.items()]
-        return observe(pictures, CONDITIONS, contestants, keep=keep, progress=lambda n: bar.advance(task, n))
+# --- measures -------------------------------------------------------------------------------------------
 
 
-def measure(setting: Setting, observed: Observed, source: str, *, several: bool) -> list[dict[str, Any]]:
+def measure(
+    setting: Setting, gallery: Gallery, seen: Mapping[str, dict[str, Floats]], source: str, several: bool
+) -> list[dict[str, Any]]:
     """AUC of each generated set against each photographic set, and false alarms, over the seeds.
 
     `several`: the encoder is one of several runs, whose seeds are those of the rows.
@@ -176,123 +245,68 @@ def measure(setting: Setting, observed: Observed, source: str, *, several: bool)
     rows = []
     seeds = (int(source.rpartition("-")[2]),) if several else setting.seeds
     for condition in CONDITIONS:
-        features = np.asarray(observed.conditions[condition].observed[source], dtype=np.float64)
+        features = np.asarray(seen[source][condition], dtype=np.float64)
         usable = has_row(features)
-        fit, calibrate, test = (usable & part for part in parts(observed, setting.fit))
+        fit, calibrate, test = (usable & part for part in gallery.parts(setting.fit))
+        own = usable & gallery.own_half if setting.calibrate == OWN else np.zeros_like(test)
+        counterparts = None
+        if setting.against:
+            counterparts = seen[f"{setting.against}:{source}"][condition][fit].astype(np.float64)
         for seed in seeds:
-            score = fitted(setting, features[fit], seed, source)
+            score = fitted(setting, source, seed, features[fit], counterparts)
             scores = np.full(len(features), math.nan)
             scores[usable] = sided(setting.side, score(features[usable]), score(features[calibrate]))
-            threshold = float(np.nextafter(Conformal.fit(scores[calibrate]).threshold(ALPHA), math.inf))
-            rows += compare(observed, scores, test, threshold, {"condition": condition, "seed": seed})
+            what = {"condition": condition, "seed": seed}
+            rows += compare(gallery, scores, calibrate, test, own, what)
     return rows
-
-
-def parts(observed: Observed, fit: str) -> tuple[NDArray[np.bool_], ...]:
-    """Masks: fitted, calibrated on, measured. Generated pictures are only measured."""
-    pictures = observed.pictures
-    sets = np.array([picture.set for picture in pictures])
-    split = np.array([split_of(picture.source) for picture in pictures])
-    key = [p.source if fit == "photographs" else p.name for p in pictures]
-    half = np.array([half_of(one) for one in key])
-    # a portrait whose source the encoder learnt from is no unseen photograph; the other sets have one source each
-    strange = ~np.isin(sets, ("portraits", "photographs")) | (split == "test")
-    if fit == "photographs":
-        mine = np.isin(sets, ("photographs", "portraits")) & np.isin(split, FITTED_ON)
-        return mine & (half == "fit"), mine & (half == "calibrate"), strange & ~mine
-    mine = (sets == fit) & np.array([half_of(f"use/{p.name}") == "fit" for p in pictures])
-    return mine & (half == "fit"), mine & (half == "calibrate"), strange & ~mine
-
-
-def fitted(setting: Setting, features: Floats, seed: int, source: str) -> Score:
-    """The score, higher = less like the photographs it was fitted to, of features (N, D)."""
-    if setting.density in HEADS:
-        return head(setting.density, Path(source.rpartition(":")[2]))
-    prepare = prepared(setting, features)
-    known = prepare(features)
-    if setting.density == "knn":
-        return lambda rows: neighbour_distance(prepare(rows), known, setting.neighbours)
-    mixture = fit_mixture(
-        known.astype(np.float32),
-        n_components=setting.components,
-        covariance=setting.covariance,  # type: ignore[arg-type]
-        shrinkage=setting.shrinkage,
-        seed=seed,
-    )
-    return lambda rows: mixture.score(prepare(rows).astype(np.float32))
-
-
-def prepared(setting: Setting, features: Floats) -> Score:
-    """Length, principal axes and their scale, learnt from the fitted photographs."""
-
-    def unit(rows: Floats) -> Floats:
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True) if setting.l2 else rows
-
-    centre = unit(features).mean(axis=0)
-    _, singular, axes = np.linalg.svd(unit(features) - centre, full_matrices=False)
-    kept = axes[: setting.dims or len(axes)]
-    scale = singular[: len(kept)] / math.sqrt(len(features)) if setting.whiten else np.ones(len(kept))
-    return lambda rows: np.asarray((unit(rows) - centre) @ kept.T / scale)
-
-
-def neighbour_distance(rows: Floats, known: Floats, k: int) -> Floats:
-    """Distance to the k-th nearest fitted photograph; a photograph is not its own neighbour."""
-    squares = (rows**2).sum(1)[:, None] + (known**2).sum(1) - 2 * rows @ known.T
-    squares[squares < 1e-6] = math.inf
-    return np.asarray(np.sqrt(np.maximum(np.partition(squares, k - 1, axis=1)[:, k - 1], 0)))
-
-
-def head(name: str, run: Path) -> Score:
-    """The run's own evidence: a logit, or how far the tag scores lie from their mean."""
-    with safe_open(run / "best.safetensors", framework="numpy") as file:
-        weight, bias = file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
-    if name != "rank":
-        return lambda rows: np.asarray(rows @ weight[0] + bias[0])
-    return lambda rows: np.asarray(np.linalg.norm(rows @ weight.T + bias, axis=1))
-
-
-def sided(side: str, scores: Floats, reference: Floats) -> Floats:
-    """Which side of the photographs' scores is strange; `reference`: scores of photographs kept apart."""
-    if side == "two":
-        return np.abs(scores - np.median(reference))
-    return -scores if side == "low" else scores
 
 
 def compare(
-    observed: Observed, scores: Floats, test: NDArray[np.bool_], threshold: float, what: dict[str, Any]
+    gallery: Gallery, scores: Floats, calibrate: Mask, test: Mask, own: Mask, what: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """A row a generated and photographic set, and a row a photographic set."""
-    names = np.array([picture.set for picture in observed.pictures])
-    labels = np.array([picture.label for picture in observed.pictures])
-    reals = list(dict.fromkeys(names[test & (labels == "real")]))
+    """A row a generated and photographic set, a row a photographic set, and a row a set of how many are flagged."""
+    general = Conformal.fit(scores[calibrate])
     rows: list[dict[str, Any]] = []
-    for real in reals:
-        mine = scores[test & (names == real)]
+    fakes = {
+        str(name): scores[(gallery.sets == name) & np.isfinite(scores)]
+        for name in dict.fromkeys(gallery.sets[gallery.generated])
+    }
+    for real in map(str, dict.fromkeys(gallery.sets[test & ~gallery.generated])):
+        here = gallery.sets == real
+        conformal = Conformal.fit(scores[here & own & test]) if own.any() else general
+        mine = scores[here & test & ~own]
+        threshold = flagging(conformal, ALPHA)
         flagged = int((mine >= threshold).sum())
         low, high = clopper_pearson(flagged, len(mine))
-        rows.append(
-            {
-                **what,
-                "real": str(real),
-                "n": len(mine),
-                "false_alarms": flagged / len(mine),
-                "low": low,
-                "high": high,
-            }
-        )
-        for fake in dict.fromkeys(names[labels == "fake"]):
-            theirs = scores[(names == fake) & np.isfinite(scores)]
+        alarms = {"false_alarms": flagged / len(mine), "low": low, "high": high}
+        rows.append({**what, "real": real, "n": len(mine), **alarms})
+        rows.append({**what, "set": real, "generated": False, "flagged": shares(conformal, mine)})
+        for fake, theirs in fakes.items():
             found = metrics.measures(mine, theirs, threshold, replicates=REPLICATES)["auc"]
             auc = {"auc": found.value, "low": found.low, "high": found.high}
-            rows.append({**what, "real": str(real), "generated": str(fake), "n": len(mine), **auc})
+            rows.append({**what, "real": real, "generated": fake, "n": len(mine), **auc})
+    rows += [
+        {**what, "set": fake, "generated": True, "flagged": shares(general, theirs)}
+        for fake, theirs in fakes.items()
+    ]
     return rows
+
+
+def flagging(conformal: Conformal, alpha: float) -> float:
+    """The lowest score that is flagged: p <= alpha exactly above the conformal threshold."""
+    return float(np.nextafter(conformal.threshold(alpha), math.inf))
+
+
+def shares(conformal: Conformal, scores: Floats) -> list[float]:
+    """Of scores (N,), the share flagged at each of ALPHAS."""
+    return [round(float((scores >= flagging(conformal, alpha)).mean()), 4) for alpha in ALPHAS]
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Per condition: AUC of each generated set (mean over photographic sets and seeds), and false alarms."""
     out: dict[str, Any] = {}
     for condition in CONDITIONS:
-        mine = [row for row in rows if row["condition"] == condition]
+        mine = [row for row in rows if row["condition"] == condition and "real" in row]
         values: dict[str, list[float]] = {}
         for row in mine:
             large = row["n"] >= metrics.MIN_GROUPS * 5  # 13 portraits say nothing
@@ -313,42 +327,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "spread": round(float(np.ptp(by_seed)), 3),
         }
     return out
-
-
-def digest(observed: Observed) -> str:
-    """Of all pictures looked at."""
-    return hashlib.sha256("".join(observed.sha256).encode()).hexdigest()
-
-
-def page(folder: Path) -> str:
-    """docs/experiments.md from all settings files that have cards, the newest (by number) first."""
-    lines = [(folder / "head.md").read_text().rstrip("\n"), ""]
-    for path in sorted(folder.glob("*.toml"), reverse=True):
-        if not any(folder.glob(f"{path.stem}.*.json")):
-            continue
-        asked = tomllib.loads(path.read_text())
-        lines += [f"## {path.stem}: {escaped(asked['question'])}", "", asked.get("learnt", "").strip(), ""]
-        for condition in CONDITIONS:
-            table = [
-                (name, json.loads(card.read_text()))
-                for name in asked["rows"]
-                if (card := path.with_name(f"{path.stem}.{name}.json")).exists()
-            ]
-            lines += [*_table(condition, table), ""]
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _table(condition: str, cards: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    found = [card["summary"][condition] for _, card in cards if "summary" in card]
-    keys = list(dict.fromkeys(key for one in found for key in one))
-    lines = [f"| {condition} | {' | '.join(keys)} |", "|" + " --- |" * (len(keys) + 1)]
-    for name, card in cards:
-        if "error" in card:
-            lines.append(f"| {escaped(name)} | failed: {escaped(card['error'])} |" + " |" * (len(keys) - 1))
-            continue
-        cells = (card["summary"][condition].get(key) for key in keys)
-        lines.append(f"| {escaped(name)} | {' | '.join('-' if c is None else f'{c:.3f}' for c in cells)} |")
-    return lines
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from lensborn.datasets.corpus import TAGS, Crop, read_corpus
 from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
 from lensborn.photo import digest_of
-from lensborn.pretext.backbones import load_pretrained
+from lensborn.pretext.backbones import EfficientNetLite0, ResNet, load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
 from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
@@ -457,31 +457,101 @@ def _rebuilding(network: Decoding) -> traces.Decoder:
 # --- what a run becomes ---------------------------------------------------------------------------------
 
 
+class Layers(nn.Module):
+    """Patches (N, 3, P, P) to the features, then the mean and deviation of each stage's channels over the patch."""
+
+    def __init__(self, model: RungModel) -> None:
+        super().__init__()
+        self.model = model
+        self.maps: list[Tensor] = []
+        for stage in stages(model.encoder.backbone):
+            stage.register_forward_hook(lambda _module, _given, out: self.maps.append(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        self.maps.clear()
+        features = self.model(x)
+        moments = [moment for maps in self.maps for moment in (maps.mean((2, 3)), maps.std((2, 3)))]
+        return torch.cat([features, *moments], 1)
+
+
+def stages(backbone: nn.Module) -> list[nn.Module]:
+    """The modules whose outputs end a stage, from the input on."""
+    if isinstance(backbone, ResNet):
+        return [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
+    if not isinstance(backbone, EfficientNetLite0):
+        raise TypeError(f"no stages are known of a {type(backbone).__name__}")
+    blocks = list(backbone._blocks)
+    widths = [channels(block) for block in blocks]
+    last = [n for n, width in enumerate(widths) if n + 1 == len(widths) or widths[n + 1] != width]
+    return [blocks[n] for n in last]
+
+
+def channels(stage: nn.Module) -> int:
+    """Channels of a stage's output, those of its last normalisation."""
+    return int([module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)][-1].num_features)
+
+
+def rung_of(run: Path) -> Rung:
+    """The settings of a finished run."""
+    settings = json.loads((run / "settings.json").read_text())
+    return Rung(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    )
+
+
+def columns(run: Path, layer: int) -> slice:
+    """Where `RungExtractor` puts a layer: 0 the features, n the moments of stage n, -1 those of all stages."""
+    widths = [FEATURES, *(2 * channels(stage) for stage in stages(RungModel(rung_of(run)).encoder.backbone))]
+    if layer == -1:
+        return slice(FEATURES, sum(widths))
+    if not 0 <= layer < len(widths):
+        raise ValueError(f"{run.name} has {len(widths) - 1} stages, no stage {layer}")
+    return slice(sum(widths[:layer]), sum(widths[: layer + 1]))
+
+
 class RungExtractor:
-    """A finished run behind the interface of `features.Encoder`: features of a face, the mean over its patches."""
+    """A finished run behind the interface of `features.Encoder`: its `Layers`, means over the patches of a face."""
 
-    size, feature_dim = SIDE, FEATURES
+    size = SIDE
 
-    def __init__(self, run: Path) -> None:
-        settings = json.loads((run / "settings.json").read_text())
-        self.rung = Rung(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    def __init__(
+        self, run: Path, before: Callable[[Image, np.random.Generator], Image] | None = None
+    ) -> None:
+        """`before`: what is done to a face before it is looked at."""
+        self.rung, self.before = rung_of(run), before
         model = RungModel(self.rung)
         model.load_state_dict(load_file(run / BEST))
         graph = ov.convert_model(
-            model.eval(), example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch)
+            Layers(model).eval(), example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch)
         )
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         self._network = ov.Core().compile_model(graph, "CPU", options)
-        self.sha256, self.name = digest_of(run / BEST), run.name
+        self.sha256, self.name = f"{digest_of(run / BEST)} layers", run.name
 
     def encode(self, crops: Image) -> NDArray[np.float32]:
-        """Features (N, FEATURES) of crops (N, SIDE, SIDE, 3) uint8 RGB."""
+        """All layers (N, D), see `columns`, of crops (N, SIDE, SIDE, 3) uint8 RGB."""
         rng = np.random.default_rng(0)
-        features = np.zeros((len(crops), FEATURES), dtype=np.float32)
-        for row, crop in zip(features, crops, strict=True):
-            seen = np.stack([look(crop, self.rung, place, rng) for place in grid(self.rung)])
-            row[:] = self._network(seen.transpose(0, 3, 1, 2).astype(np.float32))[0].mean(axis=0)
-        return features
+        rows = []
+        for crop in crops:
+            face = self.before(crop, rng) if self.before else crop
+            seen = np.stack([look(face, self.rung, place, rng) for place in grid(self.rung)])
+            rows.append(self._network(seen.transpose(0, 3, 1, 2).astype(np.float32))[0].mean(axis=0))
+        return np.array(rows, np.float32)
+
+
+def manipulated(face: Image, rng: np.random.Generator) -> Image:
+    """A face whose landmarks are not known, manipulated as the task of that name does it then: as a whole."""
+    return manipulate(face, None, draw_manipulation(None, len(face), rng), rng)
+
+
+def traceless(face: Image, rng: np.random.Generator) -> Image:
+    """A face whose trace is destroyed in the ways that need no preparation."""
+    return traces.destroy(face, ("resample", "denoise"), rng)
+
+
+#: Counterparts of photographs, made of them: what a likelihood ratio compares with.
+COUNTERPARTS = {"manipulated": manipulated, "traceless": traceless}
 
 
 def rungs(path: Path) -> dict[str, list[Rung]]:

@@ -147,6 +147,39 @@ def reliability_plot(rows: Sequence[Row], path: Path) -> None:
         _legend(axes)
 
 
+def flagged_plot(rows: Sequence[Row], path: Path) -> None:
+    """Share of each set that is flagged, over the share of photographs that may be; a panel a detector.
+
+    Photographs are dashed and belong on the diagonal, generated sets above it. Rows: panel, set, generated, alpha,
+    flagged.
+    """
+    panels, sets = _names(rows, "panel"), _names(rows, "set")
+    styles = {name: (colour, marker) for name, colour, marker in _styles(sets)}
+    with _figure(path, (3.2 * len(panels) + 1.8, 3.6), (1, len(panels))) as grid:
+        for panel, axes in zip(panels, grid[0], strict=True):
+            axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+            for name in sets:
+                mine = [row for row in rows if (row["panel"], row["set"]) == (panel, name)]
+                colour, marker = styles[name]
+                axes.plot(
+                    [row["alpha"] for row in mine],
+                    [row["flagged"] for row in mine],
+                    "-" if mine and mine[0]["generated"] else "--",
+                    color=colour,
+                    marker=marker,
+                    markersize=3,
+                    linewidth=1,
+                    label=name,
+                )
+            axes.set_title(panel, fontsize=9)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1)
+            axes.set_xlabel("nominal false alarms")
+            axes.tick_params(labelleft=axes is grid[0][0])
+        grid[0][0].set_ylabel("share flagged")
+        _legend(grid[0][-1])
+
+
 def embedding_plot(points: ArrayLike, sets: Sequence[str], path: Path) -> None:
     """Points (N, 2), each of the set of that name."""
     points, names = np.asarray(points), np.array(sets)

@@ -1,0 +1,134 @@
+"""Experiments of tools/: scores against literal ones, the choice on two generators, and which rows are run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from safetensors.numpy import save_file
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+
+pytest.importorskip("torch")
+TOOLS = Path(__file__).parent.parent / "tools"
+if not TOOLS.is_dir():
+    pytest.skip("the tools are not part of an installation", allow_module_level=True)
+sys.path.insert(0, str(TOOLS))
+
+import experiment  # noqa: E402
+import experiment_page  # noqa: E402
+from experiment_scores import Setting, component_distance, fitted, mixture_of, neighbour_distance  # noqa: E402
+
+from lensborn.bench.protocols import EQUALISED, PUBLISHED  # noqa: E402
+
+RNG = np.random.default_rng(0)
+PHOTOGRAPHS = np.concatenate([RNG.normal(at, 1, (150, 6)) * np.arange(1, 7) for at in (-3, 3)])
+OTHERS = RNG.normal(0, 2, (9, 6)) * np.arange(1, 7)
+PLAIN = {"encoder": "any", "dims": 0, "components": 2, "shrinkage": 0.0}
+
+
+def score(setting, counterparts=None, source="any", seed=0):
+    return fitted(setting, source, seed, PHOTOGRAPHS, counterparts)(OTHERS)
+
+
+def test_the_distance_is_that_to_the_gaussian_that_gave_a_row():
+    mixture = mixture_of(Setting(**PLAIN), PHOTOGRAPHS, 0)
+    found = component_distance(mixture, OTHERS)
+    for row, distance in zip(OTHERS, found, strict=True):
+        covariances = [np.linalg.inv(p.astype(float) @ p.T) for p in mixture.precisions]
+        centres = mixture.means + mixture.offset
+        joint = [
+            np.log(w) + multivariate_normal(m, c).logpdf(row)
+            for w, m, c in zip(mixture.weights, centres, covariances, strict=True)
+        ]
+        k = int(np.argmax(joint))
+        away = row - centres[k]
+        assert distance == pytest.approx(np.sqrt(away @ np.linalg.solve(covariances[k], away)), rel=1e-4)
+
+
+def test_a_ratio_is_one_density_less_the_other():
+    counterparts = 2 * PHOTOGRAPHS
+    one = mixture_of(Setting(**PLAIN), PHOTOGRAPHS, 0)
+    with_axes = score(Setting(**PLAIN, against="manipulated"), counterparts)
+    assert_allclose(
+        with_axes, one.score(OTHERS) - mixture_of(Setting(**PLAIN), counterparts, 0).score(OTHERS), atol=1e-2
+    )
+
+
+def test_neighbours_are_counted_without_oneself():
+    known = np.array([[0.0], [1.0], [3.0]])
+    assert_allclose(neighbour_distance(known, known, 1), [1, 1, 2])
+    assert_allclose(neighbour_distance(known, known, 2), [3, 2, 3])
+
+
+def test_heads_are_read_from_the_run_and_joined_by_their_deviations(tmp_path):
+    tensors = {
+        name: RNG.normal(size=(n, 6)).astype(np.float32)
+        for name, n in {"manipulation.weight": 1, "classes.make.weight": 4, "rank.weight": 4}.items()
+    }
+    tensors |= {name.replace("weight", "bias"): np.ones(len(t), np.float32) for name, t in tensors.items()}
+    save_file(tensors, tmp_path / "best.safetensors")
+    source = str(tmp_path)
+
+    def logits(name, rows):
+        return rows @ tensors[f"{name}.weight"].T + 1
+
+    literal = {
+        "manipulation": lambda rows: logits("manipulation", rows)[:, 0],
+        "energy": lambda rows: -logsumexp(logits("classes.make", rows), axis=1),
+        "rank": lambda rows: np.linalg.norm(logits("rank", rows), axis=1),
+    }
+    for name, way in literal.items():
+        assert_allclose(score(Setting(**PLAIN, density=name), source=source), way(OTHERS), rtol=1e-5)
+    joined = score(Setting(**PLAIN, density="energy+rank"), source=source)
+    wanted = sum(
+        (literal[name](OTHERS) - literal[name](PHOTOGRAPHS).mean()) / literal[name](PHOTOGRAPHS).std()
+        for name in ("energy", "rank")
+    )
+    assert_allclose(joined, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"density": "guess"}, {"layer": 2}], ids=["density", "layer"])
+def test_what_is_not_known_is_said(changes):
+    with pytest.raises(ValueError, match=r"no density 'guess'|of rungs alone"):
+        score(Setting(**PLAIN, **changes))
+
+
+def card(**auc):
+    aucs = {name.replace("sd", "sd2.1"): value for name, value in auc.items()}
+    return {"summary": {condition: {**aucs, "alarms ffhq": 0.04} for condition in (PUBLISHED, EQUALISED)}}
+
+
+def test_a_row_is_chosen_on_two_generators_and_told_of_the_third():
+    cards = {
+        "a": card(stylegan1=0.9, stylegan2=0.5, sd=0.2),
+        "b": card(stylegan1=0.4, stylegan2=0.7, sd=0.8),
+        "failed": {"error": "singular"},
+    }
+    lines = experiment_page.chosen({"01-x": cards})[2:]
+    assert [line.split(" | ")[:4] for line in lines] == [
+        ["| stylegan1", "01-x, b", "0.750", "0.400"],
+        ["| stylegan2", "01-x, b", "0.600", "0.700"],
+        ["| sd2.1", "01-x, a", "0.700", "0.200"],
+    ]
+    assert "ffhq 4 %" in lines[0]
+
+
+def test_a_row_is_run_again_where_its_setting_or_its_runs_changed(tmp_path):
+    path = tmp_path / "20-x.toml"
+    path.write_text('question = "?"\n[base]\nencoder = "e"\n[rows.one]\n[rows.two]\ndims = 8\n')
+    runs = {"e": ["rung:e-0"]}
+    rows = experiment.rows_without_card(path, runs)
+    assert [(row.name, row.setting.dims) for row in rows] == [("one", 64), ("two", 8)]
+    for row in rows:  # an old card knows fewer settings: what it does not say is the default
+        row.card.write_text(
+            json.dumps({"setting": {"encoder": "e", "dims": row.setting.dims, "seeds": [0, 1, 2]}})
+        )
+    assert experiment.rows_without_card(path, runs) == []
+    assert len(experiment.rows_without_card(path, {"e": ["rung:e-0", "rung:e-1"]})) == 2
+    path.write_text(path.read_text().replace("dims = 8", 'dims = 8\nside = "two"'))
+    assert [row.name for row in experiment.rows_without_card(path, runs)] == ["two"]
+    with pytest.raises(SystemExit, match="needs the encoder e"):
+        experiment.rows_without_card(path, {})

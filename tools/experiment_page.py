@@ -1,0 +1,107 @@
+"""docs/experiments.md and its plots, from the settings files and cards in experiments/ alone.
+
+Newest (by number) first: question, what was learnt, a table a condition; before them what a choice does: of all
+rows the one that is best on two of the three generators, and what it does on the third.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lensborn.bench.plots import flagged_plot
+from lensborn.bench.protocols import EQUALISED, PUBLISHED
+from lensborn.bench.render import escaped, write
+
+CONDITIONS = (PUBLISHED, EQUALISED)
+PAGE = "experiments.md"
+GENERATORS = ("stylegan1", "stylegan2", "sd2.1")
+MATCHED = "matched"
+ALARMS = "alarms "
+
+Card = Mapping[str, Any]
+
+
+def write_page(experiments: Path, docs: Path) -> None:
+    """The page, and a plot for each settings file that names rows to `plot`."""
+    found = [(path, read(path)) for path in sorted(experiments.glob("*.toml"), reverse=True)]
+    found = [(path, cards) for path, cards in found if cards]
+    lines = [(experiments / "head.md").read_text().rstrip("\n"), ""]
+    lines += [*chosen({path.stem: cards for path, cards in found}), ""]
+    for path, cards in found:
+        asked = tomllib.loads(path.read_text())
+        lines += [f"## {path.stem}: {escaped(asked['question'])}", "", asked.get("learnt", "").strip(), ""]
+        if "plot" in asked:
+            name = f"experiments-{path.stem}.svg"
+            flagged_plot(curves(cards, asked["plot"]), docs / name)
+            lines += [f"![Share flagged over the nominal false alarms, by set]({name})", ""]
+        for condition in CONDITIONS:
+            lines += [*table(condition, cards), ""]
+    write(docs, {PAGE: "\n".join(lines).rstrip("\n") + "\n"})
+
+
+def read(path: Path) -> dict[str, Card]:
+    """The cards of a settings file by the names of their rows, in the order of the file."""
+    rows = tomllib.loads(path.read_text())["rows"]
+    cards = {name: path.with_name(f"{path.stem}.{name}.json") for name in rows}
+    return {name: json.loads(card.read_text()) for name, card in cards.items() if card.exists()}
+
+
+def chosen(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:
+    """For each generator, the row that is best on the two others, equalised."""
+    rows = {
+        f"{stem}, {name}": card["summary"][EQUALISED]
+        for stem, cards in experiments.items()
+        for name, card in cards.items()
+        if "summary" in card
+    }
+    lines = [
+        f"| left out | best of {len(rows)} rows on the two others | mean AUC there | AUC left out | alarms |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for third in GENERATORS:
+        others = [name for name in GENERATORS if name != third]
+        means = {name: float(np.mean([row[other] for other in others])) for name, row in rows.items()}
+        best = max(means, key=lambda name: means[name])
+        alarms = ", ".join(
+            f"{key.removeprefix(ALARMS)} {100 * value:.0f} %"
+            for key, value in rows[best].items()
+            if key.startswith(ALARMS)
+        )
+        lines.append(
+            f"| {third} | {escaped(best)} | {means[best]:.3f} | {rows[best][third]:.3f} | {alarms} |"
+        )
+    return lines
+
+
+def table(condition: str, cards: Mapping[str, Card]) -> list[str]:
+    """A line a row, with its failures."""
+    found = [card["summary"][condition] for card in cards.values() if "summary" in card]
+    keys = list(dict.fromkeys(key for one in found for key in one))
+    lines = [f"| {condition} | {' | '.join(keys)} |", "|" + " --- |" * (len(keys) + 1)]
+    for name, card in cards.items():
+        if "error" in card:
+            lines.append(f"| {escaped(name)} | failed: {escaped(card['error'])} |" + " |" * (len(keys) - 1))
+            continue
+        cells = (card["summary"][condition].get(key) for key in keys)
+        lines.append(f"| {escaped(name)} | {' | '.join('-' if c is None else f'{c:.3f}' for c in cells)} |")
+    return lines
+
+
+def curves(cards: Mapping[str, Card], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of some rows, equalised: the share of each set flagged over alpha, the mean over seeds."""
+    found = []
+    for name in names:
+        mine = [row for row in cards[name]["rows"] if row["condition"] == EQUALISED and "flagged" in row]
+        for of in dict.fromkeys(row["set"] for row in mine):
+            runs = [row for row in mine if row["set"] == of]
+            share = np.mean([row["flagged"] for row in runs], axis=0)
+            what = {"panel": name, "set": of, "generated": runs[0]["generated"]}
+            alphas = np.arange(1, len(share) + 1) / (len(share) + 1)
+            found += [
+                {**what, "alpha": float(a), "flagged": float(s)} for a, s in zip(alphas, share, strict=True)
+            ]
+    return found

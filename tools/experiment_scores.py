@@ -1,0 +1,169 @@
+"""What an experiment varies, and the scores that follow: of features, how strange they are among photographs'.
+
+A `Score` takes what an encoder saw of faces, (N, D), all its layers side by side, to (N,), higher = stranger.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from lensborn.density import Mixture, fit_mixture
+
+RUNG = "rung"
+BEST = "best.safetensors"
+HEADS = ("manipulation", "trace", "rank", "energy")
+ENERGY_OF = "classes.make"
+ALL_STAGES = -1
+
+Floats = NDArray[np.float64]
+Score = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row."""
+
+    encoder: str = "both"  # a run, a bundle, or a rung
+    layer: int = 0  # of a rung: 0 the features, n the moments of stage n, -1 those of all stages
+    fit: str = (
+        "photographs"  # or the name of a real set, of which half is then fitted and calibrated on, or all
+    )
+    calibrate: str = ""  # own: each photographic set flags by half of its own, the other half is measured
+    l2: bool = False  # features divided by their length
+    dims: int = 64  # principal axes kept, 0: all
+    whiten: bool = False  # principal axes scaled to one
+    density: str = "mixture"  # see `term`; several joined by + are standardised and added
+    against: str = ""  # a counterpart of photographs (ladder.py): the likelihood ratio of the two densities
+    components: int = 4
+    covariance: str = "full"
+    shrinkage: float = 0.1
+    neighbours: int = 5
+    side: str = (
+        "high"  # high: unlikely is strange; low: likely is strange; two: far from the median is strange
+    )
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def fitted(
+    setting: Setting, source: str, seed: int, photographs: Floats, counterparts: Floats | None
+) -> Score:
+    """The setting's score, fitted to what the encoder of `source` saw of photographs, and of their counterparts."""
+    terms = [
+        term(name, setting, source, seed, photographs, counterparts) for name in setting.density.split("+")
+    ]
+    if len(terms) == 1:
+        return terms[0]
+    own = [one(photographs) for one in terms]
+    return lambda rows: np.asarray(
+        sum((one(rows) - mine.mean()) / mine.std() for one, mine in zip(terms, own, strict=True))
+    )
+
+
+def term(
+    name: str, setting: Setting, source: str, seed: int, photographs: Floats, counterparts: Floats | None
+) -> Score:
+    """One score: by likelihood ("mixture"), by the distance to the nearest Gaussian's centre in its own metric
+    ("component"), by that of neighbours ("knn"), or by the run's own heads (see `head`)."""
+    if name in HEADS:
+        return head(name, source)
+    prepare = prepared(setting, layer(setting.layer, source), photographs)
+    known = prepare(photographs)
+    if name == "knn":
+        return lambda rows: neighbour_distance(prepare(rows), known, setting.neighbours)
+    mixture = mixture_of(setting, known, seed)
+    if name == "component":
+        return lambda rows: component_distance(mixture, prepare(rows))
+    if name != "mixture":
+        raise ValueError(f"no density {name!r}: use mixture, component, knn, {', '.join(HEADS)}")
+    if counterparts is None:
+        return lambda rows: mixture.score(prepare(rows))
+    other = mixture_of(setting, prepare(counterparts), seed)
+    return lambda rows: mixture.score(prepare(rows)) - other.score(prepare(rows))
+
+
+def mixture_of(setting: Setting, rows: Floats, seed: int) -> Mixture:
+    """The setting's mixture, fitted to rows (N, d)."""
+    return fit_mixture(
+        rows.astype(np.float32),
+        n_components=setting.components,
+        covariance=setting.covariance,  # type: ignore[arg-type]
+        shrinkage=setting.shrinkage,
+        seed=seed,
+    )
+
+
+def layer(number: int, source: str) -> slice:
+    """The columns of a layer. Raises ValueError where an encoder has no such layer."""
+    kind, _, path = source.rpartition(":")
+    if RUNG in kind.split(":"):
+        from ladder import columns  # noqa: PLC0415 - torch
+
+        return columns(Path(path), number)
+    if number:
+        raise ValueError(f"layers are known of rungs alone, not of {source}")
+    return slice(None)
+
+
+def prepared(setting: Setting, part: slice, photographs: Floats) -> Score:
+    """A layer's columns, their length, principal axes and scale, learnt from the fitted photographs."""
+
+    def unit(rows: Floats) -> Floats:
+        mine = rows[:, part]
+        return mine / np.linalg.norm(mine, axis=1, keepdims=True) if setting.l2 else mine
+
+    centre = unit(photographs).mean(axis=0)
+    _, singular, axes = np.linalg.svd(unit(photographs) - centre, full_matrices=False)
+    kept = axes[: setting.dims or len(axes)]
+    scale = singular[: len(kept)] / math.sqrt(len(photographs)) if setting.whiten else np.ones(len(kept))
+    return lambda rows: np.asarray((unit(rows) - centre) @ kept.T / scale)
+
+
+def neighbour_distance(rows: Floats, known: Floats, k: int) -> Floats:
+    """Distance to the k-th nearest fitted photograph; a photograph is not its own neighbour."""
+    squares = (rows**2).sum(1)[:, None] + (known**2).sum(1) - 2 * rows @ known.T
+    squares[squares < 1e-6] = math.inf
+    return np.asarray(np.sqrt(np.maximum(np.partition(squares, k - 1, axis=1)[:, k - 1], 0)))
+
+
+def component_distance(mixture: Mixture, rows: Floats) -> Floats:
+    """Mahalanobis distance to the centre of the Gaussian, of full covariance, that most likely gave each row.
+
+    Of rows in d dimensions it is about the square root of d where they are typical; nearer is strange, too.
+    """
+    y = rows - mixture.offset
+    distances, joint = [], []
+    for weight, mean, factor in zip(mixture.weights, mixture.means, mixture.precisions, strict=True):
+        squares = (((y - mean) @ factor) ** 2).sum(axis=1)
+        distances.append(np.sqrt(squares))
+        joint.append(math.log(weight) + np.log(np.diag(factor)).sum() - squares / 2)
+    return np.asarray(np.array(distances)[np.argmax(joint, axis=0), np.arange(len(rows))])
+
+
+def head(name: str, source: str) -> Score:
+    """The run's own evidence: the logit of a task, how far the tag scores lie from their mean ("rank"), or the
+    energy of the classes of makes (Liu et al., 2020)."""
+    run, part = Path(source.rpartition(":")[2]), layer(0, source)
+    tensor = ENERGY_OF if name == "energy" else name
+    with safe_open(run / BEST, framework="numpy") as file:
+        weight, bias = file.get_tensor(f"{tensor}.weight"), file.get_tensor(f"{tensor}.bias")
+
+    def logits(rows: Floats) -> Floats:
+        return np.asarray(rows[:, part] @ weight.T + bias)
+
+    if name == "rank":
+        return lambda rows: np.asarray(np.linalg.norm(logits(rows), axis=1))
+    if name == "energy":
+        return lambda rows: np.asarray(-np.logaddexp.reduce(logits(rows), axis=1))
+    return lambda rows: logits(rows)[:, 0]
+
+
+def sided(side: str, scores: Floats, reference: Floats) -> Floats:
+    """Which side of the photographs' scores is strange; `reference`: scores of photographs kept apart."""
+    if side == "two":
+        return np.abs(scores - np.median(reference))
+    return -scores if side == "low" else scores
