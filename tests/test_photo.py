@@ -70,6 +70,38 @@ def test_each_format_gives_its_pixels(tmp_path: Path, form: str) -> None:
     np.testing.assert_allclose(photo.pixels.astype(int), np.asarray(scene()).astype(int), atol=3)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("options", [{"quality": 60}, {"lossless": True}], ids=["lossy", "lossless"])
+def test_webp_gives_what_pillow_gives(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (67, 45, 3), dtype=np.uint8)
+    path = tmp_path / "photo.webp"
+    picture = Image.fromarray(noise).convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(Image.fromarray(noise[:, :, 0]))
+    picture.save(path, exif=exif_with({}, {0x0112: 6}), **options)
+    with Image.open(path) as image:
+        white = Image.new("RGBA", image.size, "white")
+        opaque = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    wanted = np.asarray(opaque.transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(read_photo(path).pixels, wanted)
+
+
+def test_the_first_picture_of_a_moving_webp_is_read(tmp_path: Path) -> None:
+    path, pictures = tmp_path / "photo.webp", [scene(), Image.new("RGB", (48, 32), "blue")]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], lossless=True)
+    assert np.array_equal(read_photo(path).pixels, np.asarray(pictures[0]))
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.99])
+def test_a_truncated_lossy_webp_is_refused(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "photo.webp"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(UnreadableError, match="truncated"):
+        read_photo(path)
+
+
 def test_heic(tmp_path: Path) -> None:
     heif = pytest.importorskip("pillow_heif")
     exif = exif_with({0x829D: IFDRational(28, 10)}, {0x0112: 6})

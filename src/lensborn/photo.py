@@ -17,10 +17,12 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, SupportsFloat
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -289,9 +291,13 @@ def _decode(file: BinaryIO, max_pixels: int) -> Photo:
         image = _open(file, name, decoder, max_pixels)
         if name == "JPEG":
             _check_jpeg_end(file)
-        image.load()
+        if isinstance(image, WebPImageFile) and not image.is_animated:
+            strip = _still_webp(file)
+        else:
+            image.load()
+            strip = partial(_strip, image, name)
         exif = _exif(image)
-        return Photo(_pixels(image, exif, name), camera_settings(exif), name)
+        return Photo(_pixels(image.size, exif, strip), camera_settings(exif), name)
     except UnreadableError:
         raise
     except Exception as error:  # a decoder fed with a hostile file may raise anything
@@ -378,21 +384,41 @@ def _check_ifd(file: BinaryIO, order: str, offset: int) -> list[int]:
     return list({tag: value for tag, _, _, value in entries if tag in _SUB_IFDS}.values())
 
 
-def _pixels(image: Image.Image, exif: Image.Exif, name: str) -> Pixels:
-    """Upright RGB, strip by strip: Pillow holds 100 megapixels in 400 MB, and each conversion of all as many."""
+def _pixels(size: tuple[int, int], exif: Image.Exif, strip: Callable[[int, int], Pixels]) -> Pixels:
+    """Upright RGB, strip by strip: Pillow holds 100 megapixels in 400 MB, and each conversion of all as many.
+
+    `strip`: the rows from top to bottom, as they are stored, of a picture of this width and height.
+    """
     orientation = _code(exif.get(_ORIENTATION))
     as_stored = _AS_STORED.get(orientation or 1, _AS_STORED[1])
-    width, height = image.size
+    width, height = size
     shape = (width, height, 3) if orientation in _ON_ITS_SIDE else (height, width, 3)
     upright = np.empty(shape, np.uint8)
     stored = as_stored(upright)
     rows = max(_STRIP_PX // width, 1)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        strip = image if rows >= height else image.crop((0, top, width, bottom))
-        stored[top:bottom] = np.asarray(_rgb(strip, name))
+        stored[top:bottom] = strip(top, bottom)
     upright.flags.writeable = False
     return upright
+
+
+def _strip(image: Image.Image, name: str, top: int, bottom: int) -> Pixels:
+    whole = (top, bottom) == (0, image.height)
+    return np.asarray(_rgb(image if whole else image.crop((0, top, image.width, bottom)), name))
+
+
+def _still_webp(file: BinaryIO) -> Callable[[int, int], Pixels]:
+    """Strips of a WebP that does not move, by OpenCV: Pillow's decoder, made for animations, holds it four times.
+    Both use the same library, and give the same pixels."""
+    file.seek(0)
+    pixels = cv2.imdecode(
+        np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED
+    )  # as stored, BGR or BGRA
+    if pixels is None:
+        raise ValueError("not decoded")
+    order = (2, 1, 0, 3)[: pixels.shape[2]]
+    return lambda top, bottom: np.asarray(_rgb(Image.fromarray(pixels[top:bottom, :, order]), "WEBP"))
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
