@@ -270,15 +270,17 @@ def test_settings_that_are_not_known_are_refused(maps: Any, message: str) -> Non
 # --- from torch to ONNX -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("moments", [False, True], ids=["features", "moments"])
 @pytest.mark.parametrize("backbone", ["resnet_tiny", "efficientnet_lite0"])
-def test_backbones_from_torch_over_openvino_to_onnx(backbone: str, tmp_path: Path) -> None:
+def test_backbones_from_torch_over_openvino_to_onnx(backbone: str, moments: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from lensborn.pretext.export import to_openvino
+    from lensborn.pretext.known import Moments
     from lensborn.pretext.model import Encoder as TorchEncoder
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    encoder = TorchEncoder(backbone, 16)
+    encoder = Moments(TorchEncoder(backbone, 16)) if moments else TorchEncoder(backbone, 16)
     crops = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     planes = torch.from_numpy(crops.transpose(0, 3, 1, 2).astype(np.float32))
     for module in encoder.modules():

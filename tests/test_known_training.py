@@ -12,13 +12,12 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lensborn.datasets.corpus import Crop, split_of  # noqa: E402
 from lensborn.datasets.pictures import Picture  # noqa: E402
 from lensborn.features import Encoder  # noqa: E402
 from lensborn.pretext.known import (  # noqa: E402
-    FEATURE_DIM,
     PHOTOS,
     PLACES,
     BalancedBatches,
@@ -129,6 +128,33 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(faces: list[Example],
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.parametrize("backbone", ["resnet_tiny", "efficientnet_lite0_short", "efficientnet_lite0"])
+def test_begun_from_another_run_only_the_last_stage_learns(
+    faces: list[Example], tmp_path: Path, backbone: str
+) -> None:
+    torch.manual_seed(7)
+    encoder = KnownModel(backbone).encoder
+    save_file({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, tmp_path / "start")
+    settings = replace(SMALL, backbone=backbone, epochs=1, steps=2, start=str(tmp_path / "start"))
+    run = trainer(faces, tmp_path / "run", settings)
+    run.fit()
+    found = run.model.encoder.state_dict()
+    moved = {name for name, value in encoder.state_dict().items() if not torch.equal(value, found[name])}
+    ids = {id(module) for part in encoder.backbone.last_stage() for module in part.modules()}
+    last = tuple(
+        f"backbone.{name}." for name, module in encoder.backbone.named_modules() if id(module) in ids
+    )
+    assert moved and {name for name in moved if not name.startswith((*last, "projection"))} == set()
+    assert any(name.startswith(last) and "conv" in name for name in moved)
+    assert any("running_mean" in name for name in moved)
+
+
+def test_a_start_that_holds_no_encoder_is_refused(faces: list[Example], tmp_path: Path) -> None:
+    save_file({"encoder.mean": torch.zeros(1)}, tmp_path / "start")
+    with pytest.raises(ValueError, match="holds no encoder"):
+        trainer(faces, tmp_path / "run", replace(SMALL, start=str(tmp_path / "start")))
+
+
 def test_it_learns_and_its_export_agrees_with_torch(faces: list[Example], tmp_path: Path) -> None:
     torch.set_num_threads(1)
     run = trainer(faces, tmp_path, replace(SMALL, epochs=4, steps=10, lr=3e-3))
@@ -140,9 +166,12 @@ def test_it_learns_and_its_export_agrees_with_torch(faces: list[Example], tmp_pa
     model.load_state_dict(load_file(tmp_path / "best.safetensors"))
     patches = PatchDataset(faces, 32, 0, None)[7]["patches"]
     with torch.no_grad():
-        wanted = model.eval().encoder(patches.float()).numpy()
+        maps = model.eval().encoder.maps(patches.float())
+        features = model.encoder(patches.float())
+        torch.testing.assert_close(features, model.encoder.projection(maps.mean((2, 3))))
+    wanted = np.concatenate([maps.mean((2, 3)), maps.numpy().std(axis=(2, 3))], axis=1)
     found = Encoder(xml).encode(patches.numpy().transpose(0, 2, 3, 1).copy())
-    assert found.shape == (1, FEATURE_DIM)
+    assert found.shape == (1, 2 * model.encoder.backbone.width)
     np.testing.assert_allclose(found, wanted, atol=0.02 * wanted.std())
 
 

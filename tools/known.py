@@ -1,15 +1,16 @@
 """Trains, measures and ships the known channel.
 
-    python tools/known.py train --corpus FOLDER --init CHECKPOINT --out RUN [--leave-out SET ...] [--seed N]
+    python tools/known.py train --corpus FOLDER --start RUNG --out RUN [--leave-out SET ...] [--seed N]
     python tools/known.py measure --corpus FOLDER --runs SET=RUN ...
     python tools/known.py ship --corpus FOLDER --run RUN [--base BUNDLE]
 
-FOLDER holds photos.csv and faces.csv with their pictures. Training sees the sources "train" of the corpus, half of
-FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits. Many of these are of sources that the
-corpus has, too: only those of sources that were not learnt from are judged. `measure` takes runs that left out one
-generator each, several of different seeds where there are, and writes docs/known.json and the tables of
-docs/known.md: what the channel says of that generator, how its probabilities hold, what a calibration given
-delivery would change, what damage does, and what `lensborn teach` brings.
+FOLDER holds photos.csv and faces.csv with their pictures. Training begins from a rung "base" of the ladder
+(`ladder.py`), which the five tasks trained on photographs alone, and changes its last stage. It sees the sources
+"train" of the corpus, half of FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits. Many of
+these are of sources that the corpus has, too: only those of sources that were not learnt from are judged.
+`measure` takes runs that left out one generator each, several of different seeds where there are, and writes
+docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its probabilities
+hold, what a calibration given delivery would change, what damage does, and what `lensborn teach` brings.
 `ship` puts a channel that saw all of them beside the first channel of BASE (the shipped bundle if left out), whose
 files it does not touch, and writes the shipped bundle and the README's second table.
 """
@@ -42,6 +43,7 @@ from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
 from lensborn.detector import Detector, half_of, read_faces
 from lensborn.faces import FaceFinder, crop_face, crop_square
+from lensborn.features import Encoder
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import decode_photo, digest_of
@@ -162,7 +164,9 @@ def train(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     leave_out = (*arguments.leave_out, UNSEEN)
-    settings = known.KnownSettings(init=str(arguments.init), seed=arguments.seed, leave_out=leave_out)
+    settings = known.KnownSettings(
+        start=str(arguments.start / known.BEST), seed=arguments.seed, leave_out=leave_out
+    )
     with Progress() as bar:
         task = bar.add_task("training", total=settings.epochs * settings.steps)
         trainer = known.KnownTrainer(
@@ -177,7 +181,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool) -> KnownChannel:
     """A channel whose head learnt and calibrated on what the run may see; `whole`: nothing is kept to judge."""
-    from lensborn.pretext.known import FEATURE_DIM, export_known  # noqa: PLC0415
+    from lensborn.pretext.known import export_known  # noqa: PLC0415
 
     settings = json.loads((run / "settings.json").read_text())
     if set(settings["leave_out"]) != {*leave_out, UNSEEN}:
@@ -187,9 +191,11 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
         "share": SHARE,
         "training": {name: settings[name] for name in ("backbone", "epochs", "steps", "batch", "lr", "seed")},
     }
-    channel = KnownChannel(export_known(run), KnownPart(KnownHead.blank(FEATURE_DIM), manifest))
+    xml = export_known(run)
+    feature_dim = Encoder(xml).feature_dim
+    channel = KnownChannel(xml, KnownPart(KnownHead.blank(feature_dim), manifest))
     scale = Detector.load().preprocessing.crop_scale
-    memory = Memory.empty(FEATURE_DIM)
+    memory = Memory.empty(feature_dim)
     seen: list[Path] = []
 
     def remember(name: str, generated: bool, paths: Sequence[Path], use: int) -> None:
@@ -731,7 +737,7 @@ def main() -> None:
         sub.set_defaults(run_verb=verb)
         sub.add_argument("--corpus", type=Path, required=True)
         if verb is train:
-            sub.add_argument("--init", type=Path, required=True)
+            sub.add_argument("--start", type=Path, required=True)
             sub.add_argument("--out", type=Path, required=True)
             sub.add_argument("--leave-out", nargs="*", default=[])
             sub.add_argument("--seed", type=int, default=0)

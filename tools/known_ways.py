@@ -1,16 +1,17 @@
-"""Three ways in which the pretext tasks could help the known channel, beside the way that is shipped.
+"""Three ways in which the pretext tasks could help the known channel, or not, beside the way that is shipped.
 
     python tools/known_ways.py train --corpus FOLDER --init CHECKPOINT --ladder LADDER --out OUT [--only RUN ...]
-    python tools/known_ways.py measure --corpus FOLDER --ladder LADDER --out OUT --alone SET=RUN ...
+    python tools/known_ways.py measure --corpus FOLDER --ladder LADDER --out OUT --last SET=RUN ...
 
 The encoder that the tasks trained is the rung "base" of the ladder (`ladder.py`): the same network, patch and
-delivery as the known channel's, photographs alone. Each way leaves out one generator at a time:
+delivery as the known channel's, photographs alone. What is shipped, "last", are the runs of `known.py train`: its
+last stage learns to tell photographs from generated faces. Each other way leaves out one generator at a time, too:
 
-- frozen: its features, and a logistic head;
-- last: its last stage is trained to tell photographs from generated faces, the stages before it stay;
+- alone: a network from ImageNet weights learns that, without the tasks;
+- frozen: the encoder's features as they are;
 - joint: a network from ImageNet weights learns that and the five tasks at once.
 
-`measure` writes the table of docs/known.md; "alone", the runs of `known.py train`, is what is shipped.
+`measure` writes the table of docs/known.md.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from known import (
 )
 from ladder import FEATURES, Rung, Rungs
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -47,26 +48,8 @@ from lensborn.pretext.corpus import EpochBatches, split_crops
 from lensborn.pretext.loop import BEST
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 
-WAYS = ("frozen", "last", "joint")
+WAYS = ("alone", "frozen", "joint")
 GENERATORS = ("stylegan1", "stylegan2", "sd2.1")
-LAST = ("_blocks.8", "_blocks.9", "_blocks.10")  # the fifth stage of EfficientNet-Lite0
-
-
-class LastStage(known.KnownTrainer):
-    """Trains the last stage, the projection and the head of an encoder that the tasks trained."""
-
-    def begin_from(self, encoder: Mapping[str, Tensor]) -> None:
-        """Take that encoder and freeze what comes before the last stage, its normalisations too."""
-        self.model.encoder.load_state_dict(encoder)
-        for name, parameter in self.model.encoder.backbone.named_parameters():
-            parameter.requires_grad_(name.startswith(LAST))
-
-    def train_step(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One update; frozen normalisations keep their statistics."""
-        for name, module in self.model.encoder.backbone.named_modules():
-            if isinstance(module, nn.BatchNorm2d) and not name.startswith(LAST):
-                module.eval()
-        return super().train_step(network, batch)
 
 
 class Joint(known.KnownTrainer):
@@ -109,51 +92,43 @@ def _no_trace(*_: Any) -> Any:
 def train(arguments: argparse.Namespace) -> None:
     """The runs WAY-GENERATOR that are not there yet."""
     torch.set_num_threads(1)
-    base = load_file(arguments.ladder / "base-0" / BEST)
-    encoder = {
-        name.removeprefix("encoder."): value for name, value in base.items() if name.startswith("encoder.")
-    }
     for way in WAYS:
         for generator in GENERATORS:
             out = arguments.out / f"{way}-{generator}"
             wanted = not arguments.only or {way, out.name} & set(arguments.only)
             if wanted and not (out / "card.json").exists():
-                train_one(way, generator, out, encoder, arguments)
+                train_one(way, generator, out, arguments)
 
 
-def train_one(
-    way: str, generator: str, out: Path, encoder: Mapping[str, Tensor], arguments: argparse.Namespace
-) -> None:
+def train_one(way: str, generator: str, out: Path, arguments: argparse.Namespace) -> None:
     """One run."""
     leave_out = (generator, UNSEEN)
     settings = known.KnownSettings(init=str(arguments.init), seed=0, leave_out=leave_out)
     if way == "frozen":
         out.mkdir(parents=True, exist_ok=True)
         model = known.KnownModel(settings.backbone)
-        model.encoder.load_state_dict(encoder)
+        known.begin_from(model.encoder, arguments.ladder / "base-0" / BEST)
         save_file(model.state_dict(), out / BEST)
         (out / "settings.json").write_text(json.dumps(asdict(settings)))
         (out / "card.json").write_text("{}")
         return
     with Progress() as bar:
         task = bar.add_task(out.name, total=settings.epochs * settings.steps)
-        trainer = (LastStage if way == "last" else Joint)(
+        trainer = (Joint if way == "joint" else known.KnownTrainer)(
             settings,
             *training_examples(arguments.corpus, leave_out),
             out,
             progress=lambda done, _, means: bar.update(task, completed=done),
         )
-        if isinstance(trainer, LastStage):
-            trainer.begin_from(encoder)
-        elif isinstance(trainer, Joint):
+        if isinstance(trainer, Joint):
             trainer.learn_from(endless(arguments.corpus, settings.seed))
         trainer.fit()
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """The table of docs/known.md."""
-    alone = dict(spec.split("=", 1) for spec in arguments.alone)
-    runs = {("alone", generator): Path(alone[generator]) for generator in GENERATORS}
+    last = dict(spec.split("=", 1) for spec in arguments.last)
+    runs = {("last", generator): Path(last[generator]) for generator in GENERATORS}
     runs |= {
         (way, generator): arguments.out / f"{way}-{generator}" for way in WAYS for generator in GENERATORS
     }
@@ -174,7 +149,7 @@ def measure(arguments: argparse.Namespace) -> None:
         f"| {SIDE} px, AUC of the generator left out | {' | '.join(GENERATORS)} | mean |",
         "| --- " * 5 + "|",
     ]
-    for way in ("alone", *WAYS):
+    for way in (*WAYS, "last"):
         rows = [found[way, generator] for generator in GENERATORS]
         cells = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
         lines.append(f"| {way} | {' | '.join(cells)} | {sum(row['value'] for row in rows) / len(rows):.3f} |")
@@ -194,7 +169,7 @@ def main() -> None:
             command.add_argument(f"--{name}", type=Path, required=True)
     verbs.choices["train"].add_argument("--init", type=Path, required=True)
     verbs.choices["train"].add_argument("--only", nargs="*", default=[], metavar="WAY|RUN")
-    verbs.choices["measure"].add_argument("--alone", nargs=3, required=True, metavar="SET=RUN")
+    verbs.choices["measure"].add_argument("--last", nargs=3, required=True, metavar="SET=RUN")
     arguments = parser.parse_args()
     arguments.run(arguments)
 

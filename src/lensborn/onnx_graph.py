@@ -23,7 +23,9 @@ _SAME_NAME = {
     "Multiply": "Mul",
     "Divide": "Div",
     "Relu": "Relu",
+    "Sqrt": "Sqrt",
 }
+_OF_ONE = ("Relu", "Sqrt")  # nothing to broadcast
 
 
 class TranslationError(ValueError):
@@ -81,7 +83,7 @@ class _Translation:
         elif kind == "Result":
             self.nodes.append(helper.make_node("Identity", [self._value(node, 0)], [OUTPUT]))
         elif kind in _SAME_NAME:
-            if kind != "Relu":
+            if kind not in _OF_ONE:
                 _require(node, auto_broadcast="numpy")
             inputs = [self._value(node, port) for port in range(node.get_input_size())]
             self._add(node, _SAME_NAME[kind], inputs)
@@ -132,6 +134,11 @@ class _Translation:
             node, "ReduceMean", [self._value(node, 0)], axes=[int(axis) for axis in axes], keepdims=keep
         )
 
+    def concatenation(self, node: Any) -> None:
+        """Concat."""
+        inputs = [self._value(node, port) for port in range(node.get_input_size())]
+        self._add(node, "Concat", inputs, axis=int(node.get_attributes()["axis"]))
+
     def matrix_product(self, node: Any) -> None:
         """MatMul by a constant matrix, which is turned here where OpenVINO turns it at run time."""
         attributes = _require(node, transpose_a=False)
@@ -175,6 +182,7 @@ _OTHERS: dict[str, Callable[[_Translation, Any], None]] = {
     "MaxPool": _Translation.max_pool,
     "Clamp": _Translation.clamp,
     "ReduceMean": _Translation.reduce_mean,
+    "Concat": _Translation.concatenation,
     "MatMul": _Translation.matrix_product,
 }
 

@@ -75,11 +75,19 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def maps(self, x: Tensor) -> Tensor:
+        """(N, width, h, w), of which the features are the means."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return maps
+
+    def last_stage(self) -> list[nn.Module]:
+        """What makes the maps of what comes before them."""
+        return [self.layer4]
+
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean((2, 3))
+        return self.maps(x).mean((2, 3))
 
 
 def _same_convolution(cin: int, cout: int, kernel: int, stride: int, groups: int = 1) -> nn.Module:
@@ -156,6 +164,7 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(InvertedResidual(cin, cout, kernel, stride if repeat == 0 else 1, expand))
                 cin = cout
         self._blocks = nn.Sequential(*blocks)
+        self.last = repeats  # blocks of the last stage
         self.width = cin
         self.whole = stages == len(_LITE0_STAGES)
         if self.whole:
@@ -164,11 +173,19 @@ class EfficientNetLite0(nn.Module):
             self._bn1 = nn.BatchNorm2d(self.width, eps=1e-3, momentum=0.01)
         self.act = nn.ReLU6(inplace=True)
 
+    def maps(self, x: Tensor) -> Tensor:
+        """(N, width, h, w), of which the features are the means."""
+        maps: Tensor = self._blocks(self.act(self._bn0(self._conv_stem(self.pad(x)))))
+        return self.act(self._bn1(self._conv_head(maps))) if self.whole else maps
+
+    def last_stage(self) -> list[nn.Module]:
+        """What makes the maps of what comes before them."""
+        head = [self._conv_head, self._bn1] if self.whole else []
+        return [*list(self._blocks)[-self.last :], *head]
+
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = self._blocks(self.act(self._bn0(self._conv_stem(self.pad(x)))))
-        maps = self.act(self._bn1(self._conv_head(x))) if self.whole else x
-        return maps.mean((2, 3))
+        return self.maps(x).mean((2, 3))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import numpy as np
 import openvino as ov
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from lensborn import defaults
 from lensborn.faces import RESAMPLE
 from lensborn.pretext.backbones import BACKBONES
-from lensborn.pretext.model import Encoder, PretextModel
+from lensborn.pretext.model import PretextModel
 
 #: Largest error of the exported features, in units of their own standard deviation, on random crops.
 TOLERANCE = 0.02
@@ -43,7 +44,7 @@ def export_encoder(run: Path) -> Path:
     return path
 
 
-def save_graph(encoder: Encoder, size: int, path: Path) -> Path:
+def save_graph(encoder: nn.Module, size: int, path: Path) -> Path:
     """Write an encoder for crops of `size` pixels, and compare it with torch's; RuntimeError where they differ."""
     ov.save_model(to_openvino(encoder, size), path, compress_to_fp16=True)
     error = parity_error(encoder, path, size)
@@ -60,7 +61,7 @@ def _training(run: Path) -> dict[str, object]:
     return {name: card[name] for name in ("settings", "data", "best_epoch", "versions")}
 
 
-def to_openvino(encoder: Encoder, size: int) -> ov.Model:
+def to_openvino(encoder: nn.Module, size: int) -> ov.Model:
     """The encoder as a graph from "crops", (N, 3, size, size) float32 in 0..255, to "feature", (N, D)."""
     graph = ov.convert_model(encoder, example_input=torch.zeros(2, 3, size, size))
     graph.reshape({0: [-1, 3, size, size]})
@@ -69,7 +70,7 @@ def to_openvino(encoder: Encoder, size: int) -> ov.Model:
     return graph
 
 
-def parity_error(encoder: Encoder, path: Path, size: int) -> float:
+def parity_error(encoder: nn.Module, path: Path, size: int) -> float:
     """Largest difference between torch's and the file's features of 4 seeded crops, over their deviation."""
     crops = np.random.default_rng(0).uniform(0, 255, (4, 3, size, size)).astype(np.float32)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -79,6 +80,9 @@ class KnownSettings(LoopSettings):
     patch: int = LOOK.patch  # px
     per_source: int = 32  # a source of more crops than this weighs no more than one of as many
     leave_out: tuple[str, ...] = ()  # sets that training never sees
+    start: str | None = (
+        None  # weights of a run, whose encoder is begun from: then the last stage alone learns
+    )
     delivery: Delivery = field(default_factory=lambda: ROUGH)
 
 
@@ -94,6 +98,25 @@ class KnownModel(nn.Module):
         """See the class."""
         logits: Tensor = self.head(self.encoder(patches).float())[:, 0]
         return logits
+
+
+class Moments(nn.Module):
+    """Patches (N, 3, S, S) in 0..255 to what the channel goes by: the mean and the deviation of each channel of a
+    trained encoder's last maps over the patch, (N, 2 C).
+
+    The deviations say how uneven a face is, which the means alone forget: faces of generators that were not shown
+    lie farther from photographs with them (docs/known.md).
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """See the class."""
+        maps = self.encoder.maps(patches)
+        away = maps - maps.mean((2, 3), keepdim=True)
+        return torch.cat([maps.mean((2, 3)), (away * away).mean((2, 3)).sqrt()], dim=1)
 
 
 def photo_examples(crops: Iterable[Crop]) -> dict[Split, list[Example]]:
@@ -245,6 +268,8 @@ class KnownTrainer(Loop):
         model = KnownModel(settings.backbone)
         if settings.init:
             load_pretrained(model.encoder.backbone, Path(settings.init))
+        if settings.start:
+            begin_from(model.encoder, Path(settings.start))
         batches = BalancedBatches(
             train, settings.steps, settings.batch, settings.seed, settings.per_source, *place()
         )
@@ -257,6 +282,13 @@ class KnownTrainer(Loop):
         super().__init__(
             settings, model, batches, loader, out, checkpoint_every=checkpoint_every, progress=progress
         )
+
+    def train_step(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One update; where earlier stages stay as they were, their normalisations keep their statistics."""
+        for module in self.model.encoder.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return super().train_step(network, batch)
 
     def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of photograph against generated."""
@@ -282,6 +314,22 @@ class KnownTrainer(Loop):
         scores, positive = torch.cat(logits).numpy(), torch.cat(generated).numpy() > 0.5
         auc = area_under_curve(scores[~positive], scores[positive])
         return {"known_auc": auc, "validation": auc}
+
+
+def begin_from(encoder: Encoder, weights: Path) -> None:
+    """Take the encoder of another run of the same backbone, and freeze what comes before its last stage.
+
+    Raises ValueError where the file holds no such encoder.
+    """
+    prefix = "encoder."
+    try:
+        found = {k.removeprefix(prefix): v for k, v in load_file(weights).items() if k.startswith(prefix)}
+        encoder.load_state_dict(found)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} holds no encoder of this backbone: give {BEST} of such a run") from error
+    encoder.backbone.requires_grad_(False)
+    for module in encoder.backbone.last_stage():  # type: ignore[operator]
+        module.requires_grad_(True)
 
 
 def validate_settings(settings: KnownSettings, train: Sequence[Example], validate: Sequence[Example]) -> None:
@@ -314,4 +362,4 @@ def export_known(run: Path) -> Path:
     settings = json.loads((run / "settings.json").read_text())
     model = KnownModel(settings["backbone"])
     model.load_state_dict(load_file(run / BEST))
-    return save_graph(model.encoder.eval(), int(settings["patch"]), run / KNOWN_XML)
+    return save_graph(Moments(model.encoder).eval(), int(settings["patch"]), run / KNOWN_XML)

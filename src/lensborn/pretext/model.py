@@ -24,6 +24,11 @@ class Encoder(nn.Module):
         self.backbone = spec.build()
         self.projection = nn.Linear(int(self.backbone.width), feature_dim)  # type: ignore[arg-type]
 
+    def maps(self, crops: Tensor) -> Tensor:
+        """The backbone's last maps (N, C, h, w)."""
+        maps: Tensor = self.backbone.maps((crops - self.mean) / self.std)  # type: ignore[operator]
+        return maps
+
     def forward(self, crops: Tensor) -> Tensor:
         """See the class."""
         features: Tensor = self.projection(self.backbone((crops - self.mean) / self.std))
