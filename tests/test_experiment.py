@@ -2,16 +2,18 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from PIL import Image
 from safetensors.numpy import save_file
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 TOOLS = Path(__file__).parent.parent / "tools"
 if not TOOLS.is_dir():
     pytest.skip("the tools are not part of an installation", allow_module_level=True)
@@ -19,9 +21,11 @@ sys.path.insert(0, str(TOOLS))
 
 import experiment  # noqa: E402
 import experiment_page  # noqa: E402
+import ladder  # noqa: E402
 from experiment_scores import Setting, component_distance, fitted, mixture_of, neighbour_distance  # noqa: E402
 
 from lensborn.bench.protocols import EQUALISED, PUBLISHED  # noqa: E402
+from lensborn.datasets.corpus import LANDMARKS, TAGS, split_of, write_table  # noqa: E402
 
 RNG = np.random.default_rng(0)
 PHOTOGRAPHS = np.concatenate([RNG.normal(at, 1, (150, 6)) * np.arange(1, 7) for at in (-3, 3)])
@@ -90,7 +94,7 @@ def test_heads_are_read_from_the_run_and_joined_by_their_deviations(tmp_path):
     assert_allclose(joined, wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"density": "guess"}, {"layer": 2}], ids=["density", "layer"])
+@pytest.mark.parametrize("changes", [{"density": "guess"}, {"layers": (2,)}], ids=["density", "layer"])
 def test_what_is_not_known_is_said(changes):
     with pytest.raises(ValueError, match=r"no density 'guess'|of rungs alone"):
         score(Setting(**PLAIN, **changes))
@@ -132,3 +136,72 @@ def test_a_row_is_run_again_where_its_setting_or_its_runs_changed(tmp_path):
     assert [row.name for row in experiment.rows_without_card(path, runs)] == ["two"]
     with pytest.raises(SystemExit, match="needs the encoder e"):
         experiment.rows_without_card(path, {})
+
+
+def test_experiments_from_pictures_to_the_page(tmp_path, monkeypatch):
+    """All pictures are of one face, in many lights: the numbers say nothing, that they are there does."""
+    folder, root, rung = tmp_path / "corpus", tmp_path / "root", tmp_path / "ladder" / "tiny-0"
+    for path in (folder, root / "experiments", root / "docs", rung):
+        path.mkdir(parents=True)
+    with Image.open(TOOLS.parent / "examples" / "generated-man.jpg") as image:
+        face = np.asarray(image.convert("RGB").resize((220, 220)))
+    rng = np.random.default_rng(0)
+
+    def write(name):
+        light = face * rng.uniform(0.6, 1.1) + rng.normal(0, rng.uniform(1, 12), face.shape)
+        Image.fromarray(light.clip(0, 255).astype(np.uint8)).save(folder / name)
+        return name
+
+    sets = {"ffhq": ("real", 52), "celeba-hq": ("real", 12), "stylegan1": ("fake", 12)}
+    sets |= {"stylegan2": ("fake", 12), "sd2.1": ("fake", 12)}
+    labelled = ["file,label,set,source"]
+    for name, (label, number) in sets.items():
+        labelled += [f"{write(f'{name}-{n}.png')},{label},{name},{name}" for n in range(number)]
+    (folder / "faces.csv").write_text("\n".join(labelled) + "\n")
+    sources = [f"s{n}" for n in range(400) if split_of(f"s{n}") in ("validate", "calibrate", "test")][:45]
+    columns = dict.fromkeys((*TAGS, *LANDMARKS), "1") | {"size": "220"}
+    write_table(
+        folder, [columns | {"file": write(f"{s}.png"), "photo_sha1": s, "source": s} for s in sources]
+    )
+
+    torch.manual_seed(0)
+    settings = ladder.Rung(patch=64, pretrained=False, backbone="efficientnet_lite0_short")
+    save_file(torch_arrays(ladder.RungModel(settings)), rung / "best.safetensors")
+    (rung / "settings.json").write_text(json.dumps(asdict(settings)))
+    (rung / "card.json").write_text("{}")
+    (root / "experiments" / "head.md").write_text("# Experiments\n")
+    path = root / "experiments" / "20-tiny.toml"
+    asked = {
+        "base": 'encoder = "tiny"\ndims = 2\ncomponents = 1',
+        "rows.one": "",
+        "rows.ratio": 'against = "traceless"\nlayers = [1]',
+        "rows.own": 'fit = "all"\ncalibrate = "own"',
+        "rows.fails": "layers = [9]",
+    }
+    text = "".join(f"[{name}]\n{lines}\n" for name, lines in asked.items())
+    path.write_text(f'question = "Which?"\nlearnt = "Nothing."\nplot = ["one"]\n{text}')
+    monkeypatch.setattr(experiment, "ROOT", root)
+    words = [path, "--corpus", folder, "--ladder", rung.parent, "--keep", tmp_path / "keep"]
+    monkeypatch.setattr(sys, "argv", ["experiment.py", *map(str, words)])
+    experiment.main()
+    cards = {
+        name: json.loads((path.with_name(f"20-tiny.{name}.json")).read_text()) for name in ("one", "own")
+    }
+    rows = [row for row in cards["one"]["rows"] if "auc" in row]
+    assert {row["generated"] for row in rows} == {"stylegan1", "stylegan2", "sd2.1"}
+    assert all(0 <= row["auc"] <= 1 and row["n"] > 0 for row in rows)
+    measured = {row["real"]: row["n"] for row in cards["own"]["rows"] if "false_alarms" in row}
+    halves = {row["real"]: row["n"] for row in cards["one"]["rows"] if "false_alarms" in row}
+    assert measured["ffhq"] < halves["ffhq"] == 52
+    page = (root / "docs" / "experiments.md").read_text()
+    assert "failed: tiny-0 has 5 stages, no stage 9" in page and "Nothing." in page and "| ratio |" in page
+    assert (root / "docs" / "experiments-20-tiny.svg").read_text().startswith("<?xml")
+    kept = {one: one.stat().st_mtime_ns for one in (tmp_path / "keep").glob("*.safetensors")}
+    path.with_name("20-tiny.one.json").unlink()
+    experiment.main()  # from what was kept
+    assert json.loads(path.with_name("20-tiny.one.json").read_text()) == cards["one"]
+    assert {one: one.stat().st_mtime_ns for one in kept} == kept and len(kept) == 2
+
+
+def torch_arrays(model):
+    return {name: value.numpy() for name, value in model.state_dict().items()}

@@ -119,12 +119,13 @@ def test_a_rung_trains_and_is_measured_as_it_was_trained(corpus, tmp_path, chang
     with torch.no_grad():
         wanted = climb.model.eval()(planes).mean(0)
     found = extractor.encode(face)[0]
-    features = ladder.columns(tmp_path / "run-0", 0)
+    features = ladder.columns(tmp_path / "run-0", [0])
     assert_allclose(found[features], wanted, atol=1e-3 + 1e-3 * float(wanted.abs().max()))
     widths = [16, 24, 40, 80, 112]  # of the stages, whose means and deviations follow
-    layers = [ladder.columns(tmp_path / "run-0", n) for n in range(6)]
-    assert [part.stop - part.start for part in layers] == [ladder.FEATURES, *(2 * width for width in widths)]
-    assert layers[-1].stop == len(found) and [b.start for b in layers[1:]] == [a.stop for a in layers[:-1]]
+    layers = [ladder.columns(tmp_path / "run-0", [n]) for n in range(6)]
+    assert [len(part) for part in layers] == [ladder.FEATURES, *(2 * width for width in widths)]
+    assert np.concatenate(layers).tolist() == list(range(len(found)))
+    assert ladder.columns(tmp_path / "run-0", [4, 1]).tolist() == [*layers[4], *layers[1]]
     with torch.no_grad():
         maps = climb.model.encoder.backbone._blocks[0]
         seen_by = []
@@ -133,4 +134,4 @@ def test_a_rung_trains_and_is_measured_as_it_was_trained(corpus, tmp_path, chang
     moments = torch.cat([seen_by[0].mean((2, 3)), seen_by[0].std((2, 3))], 1).mean(0)
     assert_allclose(found[layers[1]], moments, atol=1e-3 + 1e-3 * float(moments.abs().max()))
     with pytest.raises(ValueError, match="no stage 6"):
-        ladder.columns(tmp_path / "run-0", 6)
+        ladder.columns(tmp_path / "run-0", [0, 6])

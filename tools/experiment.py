@@ -58,6 +58,7 @@ OWN = "own"
 ALPHA = 0.05
 ALPHAS = [round(0.05 * step, 2) for step in range(1, 20)]
 REPLICATES = 400
+LARGE = 50  # photographs of a set that a summary counts: 13 portraits say nothing
 
 Mask = NDArray[np.bool_]
 
@@ -115,8 +116,7 @@ def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
     asked = tomllib.loads(path.read_text())
     waiting = []
     for name, changes in asked["rows"].items():
-        values = {**asked.get("base", {}), **changes}
-        setting = Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        setting = setting_of({**asked.get("base", {}), **changes})
         card = path.with_name(f"{path.stem}.{name}.json")
         if card.exists() and is_of(json.loads(card.read_text()), setting, runs.get(setting.encoder)):
             continue
@@ -128,10 +128,16 @@ def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
     return waiting
 
 
+def setting_of(values: Mapping[str, Any]) -> Setting:
+    """What TOML or JSON tells of a setting; what it does not tell is the default."""
+    return Setting(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
+
+
 def is_of(card: Mapping[str, Any], setting: Setting, sources: Sequence[str] | None) -> bool:
     """Whether a card tells of this setting, and of as many runs as are given, if any are."""
-    told = {**card["setting"], "seeds": tuple(card["setting"]["seeds"])}
-    return Setting(**told) == setting and (sources is None or card.get("runs", 1) == len(sources))
+    return setting_of(card["setting"]) == setting and (sources is None or card.get("runs", 1) == len(sources))
 
 
 def outcome(row: Row, gallery: "Gallery", seen: Mapping[str, dict[str, Floats]]) -> dict[str, Any]:
@@ -171,27 +177,46 @@ class Gallery:
         return found.hexdigest()
 
     def seen_by(self, sources: set[str], keep: Path) -> dict[str, dict[str, Floats]]:
-        """Features (N, D) by source and condition, NaN where there is no face; what is not kept, in one pass."""
+        """Features (N, D) by source and condition, NaN where there is no face; what is not kept, in one pass.
+
+        Counterparts are made of the photographs alone that a density may be fitted to.
+        """
         extractors = {source: extractor_of(source) for source in sorted(sources)}
         kept = {source: keep / f"{self._key(source, one)}.safetensors" for source, one in extractors.items()}
-        new = {source: one for source, one in extractors.items() if not kept[source].exists()}
-        if new:
-            contestants = [EncoderContestant(source, one.sha256, one) for source, one in new.items()]
-            with Progress() as bar:
-                task = bar.add_task(f"{len(new)} encoders", total=len(self.pictures))
-                observed = observe(
-                    self.pictures,
-                    CONDITIONS,
-                    contestants,
-                    keep=keep / "pass",
-                    progress=partial(bar.advance, task),
-                )
-            for source in new:
-                found = {name: observed.conditions[name].observed[source] for name in CONDITIONS}
+        everything = np.ones(len(self.pictures), dtype=bool)
+        for where, counterparts in ((everything, False), (self.parts("all")[0], True)):
+            new = {
+                source: extractor
+                for source, extractor in extractors.items()
+                if not kept[source].exists() and is_counterpart(source) == counterparts
+            }
+            for source, found in self._look(new, where, keep / "pass").items():
                 aside = kept[source].with_suffix(".new")
-                save_file({name: np.ascontiguousarray(rows) for name, rows in found.items()}, aside)
+                save_file(found, aside)
                 aside.replace(kept[source])
         return {source: load_file(path) for source, path in kept.items()}
+
+    def _look(
+        self, extractors: Mapping[str, Extractor], where: Mask, keep: Path
+    ) -> dict[str, dict[str, NDArray[np.float32]]]:
+        """What encoders see of some of the pictures, in one pass."""
+        if not extractors:
+            return {}
+        chosen = [self.pictures[n] for n in np.flatnonzero(where)]
+        contestants = [EncoderContestant(source, one.sha256, one) for source, one in extractors.items()]
+        with Progress() as bar:
+            task = bar.add_task(f"{len(extractors)} encoders", total=len(chosen))
+            observed = observe(
+                chosen, CONDITIONS, contestants, keep=keep, progress=partial(bar.advance, task)
+            )
+        found: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for source in extractors:
+            for name in CONDITIONS:
+                rows = observed.conditions[name].observed[source]
+                whole = np.full((len(self.pictures), rows.shape[1]), np.nan, np.float32)
+                whole[where] = rows
+                found.setdefault(source, {})[name] = whole
+        return found
 
     def _key(self, source: str, extractor: Extractor) -> str:
         what = (source.rpartition(":")[0], extractor.sha256, CONDITIONS, self.digest, lensborn.__version__)
@@ -220,6 +245,11 @@ class Gallery:
         keys = [one.source if one.set in CORPUS_SETS else one.name for one in self.pictures]
         half = np.array([half_of(f"own/{key}") for key in keys])
         return np.asarray((half == "calibrate") & ~self.generated)
+
+
+def is_counterpart(source: str) -> bool:
+    """Whether a source names an encoder that looks at counterparts of photographs: COUNTERPART:rung:PATH."""
+    return source.count(":") > 1
 
 
 def extractor_of(source: str) -> Extractor:
@@ -251,7 +281,8 @@ def measure(
         own = usable & gallery.own_half if setting.calibrate == OWN else np.zeros_like(test)
         counterparts = None
         if setting.against:
-            counterparts = seen[f"{setting.against}:{source}"][condition][fit].astype(np.float64)
+            broken = seen[f"{setting.against}:{source}"][condition][fit].astype(np.float64)
+            counterparts = broken[has_row(broken)]
         for seed in seeds:
             score = fitted(setting, source, seed, features[fit], counterparts)
             scores = np.full(len(features), math.nan)
@@ -309,7 +340,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         mine = [row for row in rows if row["condition"] == condition and "real" in row]
         values: dict[str, list[float]] = {}
         for row in mine:
-            large = row["n"] >= metrics.MIN_GROUPS * 5  # 13 portraits say nothing
+            large = row["n"] >= LARGE
             if "auc" in row and large:
                 values.setdefault(row["generated"], []).append(row["auc"])
                 if (row["generated"], row["real"]) == ("stylegan1", "ffhq"):
@@ -319,7 +350,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         out[condition] = {name: round(float(np.mean(one)), 3) for name, one in values.items()}
         seeds = sorted({row["seed"] for row in mine})
         by_seed = [
-            np.mean([row["auc"] for row in mine if "auc" in row and row["seed"] == seed and row["n"] >= 50])
+            np.mean(
+                [row["auc"] for row in mine if "auc" in row and row["seed"] == seed and row["n"] >= LARGE]
+            )
             for seed in seeds
         ]
         out[condition] |= {

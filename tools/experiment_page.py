@@ -56,7 +56,7 @@ def chosen(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:
         f"{stem}, {name}": card["summary"][EQUALISED]
         for stem, cards in experiments.items()
         for name, card in cards.items()
-        if "summary" in card
+        if set(GENERATORS) <= card.get("summary", {}).get(EQUALISED, {}).keys()
     }
     lines = [
         f"| left out | best of {len(rows)} rows on the two others | mean AUC there | AUC left out | alarms |",

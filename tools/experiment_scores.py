@@ -4,9 +4,10 @@ A `Score` takes what an encoder saw of faces, (N, D), all its layers side by sid
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ RUNG = "rung"
 BEST = "best.safetensors"
 HEADS = ("manipulation", "trace", "rank", "energy")
 ENERGY_OF = "classes.make"
-ALL_STAGES = -1
 
 Floats = NDArray[np.float64]
 Score = Callable[[Floats], Floats]
@@ -29,11 +29,12 @@ class Setting:
     """One row."""
 
     encoder: str = "both"  # a run, a bundle, or a rung
-    layer: int = 0  # of a rung: 0 the features, n the moments of stage n, -1 those of all stages
+    layers: tuple[int, ...] = (0,)  # of a rung: 0 the features, n the moments of stage n
     fit: str = (
         "photographs"  # or the name of a real set, of which half is then fitted and calibrated on, or all
     )
     calibrate: str = ""  # own: each photographic set flags by half of its own, the other half is measured
+    standard: bool = False  # each feature in deviations of the fitted photographs
     l2: bool = False  # features divided by their length
     dims: int = 64  # principal axes kept, 0: all
     whiten: bool = False  # principal axes scaled to one
@@ -71,7 +72,7 @@ def term(
     ("component"), by that of neighbours ("knn"), or by the run's own heads (see `head`)."""
     if name in HEADS:
         return head(name, source)
-    prepare = prepared(setting, layer(setting.layer, source), photographs)
+    prepare = prepared(setting, columns_of(setting.layers, source), photographs)
     known = prepare(photographs)
     if name == "knn":
         return lambda rows: neighbour_distance(prepare(rows), known, setting.neighbours)
@@ -97,23 +98,24 @@ def mixture_of(setting: Setting, rows: Floats, seed: int) -> Mixture:
     )
 
 
-def layer(number: int, source: str) -> slice:
-    """The columns of a layer. Raises ValueError where an encoder has no such layer."""
+def columns_of(layers: Sequence[int], source: str) -> Any:
+    """An index of the columns of some layers. Raises ValueError where an encoder has no such layer."""
     kind, _, path = source.rpartition(":")
     if RUNG in kind.split(":"):
         from ladder import columns  # noqa: PLC0415 - torch
 
-        return columns(Path(path), number)
-    if number:
+        return columns(Path(path), layers)
+    if any(layers):
         raise ValueError(f"layers are known of rungs alone, not of {source}")
     return slice(None)
 
 
-def prepared(setting: Setting, part: slice, photographs: Floats) -> Score:
-    """A layer's columns, their length, principal axes and scale, learnt from the fitted photographs."""
+def prepared(setting: Setting, part: Any, photographs: Floats) -> Score:
+    """Some columns, their deviations, length, principal axes and scale, learnt from the fitted photographs."""
+    deviations = np.maximum(photographs[:, part].std(axis=0), 1e-6) if setting.standard else 1.0
 
     def unit(rows: Floats) -> Floats:
-        mine = rows[:, part]
+        mine = rows[:, part] / deviations
         return mine / np.linalg.norm(mine, axis=1, keepdims=True) if setting.l2 else mine
 
     centre = unit(photographs).mean(axis=0)
@@ -147,7 +149,7 @@ def component_distance(mixture: Mixture, rows: Floats) -> Floats:
 def head(name: str, source: str) -> Score:
     """The run's own evidence: the logit of a task, how far the tag scores lie from their mean ("rank"), or the
     energy of the classes of makes (Liu et al., 2020)."""
-    run, part = Path(source.rpartition(":")[2]), layer(0, source)
+    run, part = Path(source.rpartition(":")[2]), columns_of((0,), source)
     tensor = ENERGY_OF if name == "energy" else name
     with safe_open(run / BEST, framework="numpy") as file:
         weight, bias = file.get_tensor(f"{tensor}.weight"), file.get_tensor(f"{tensor}.bias")

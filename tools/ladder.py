@@ -500,14 +500,13 @@ def rung_of(run: Path) -> Rung:
     )
 
 
-def columns(run: Path, layer: int) -> slice:
-    """Where `RungExtractor` puts a layer: 0 the features, n the moments of stage n, -1 those of all stages."""
+def columns(run: Path, layers: Sequence[int]) -> NDArray[np.intp]:
+    """Where `RungExtractor` puts some layers: 0 is the features, n the moments of stage n."""
     widths = [FEATURES, *(2 * channels(stage) for stage in stages(RungModel(rung_of(run)).encoder.backbone))]
-    if layer == -1:
-        return slice(FEATURES, sum(widths))
-    if not 0 <= layer < len(widths):
-        raise ValueError(f"{run.name} has {len(widths) - 1} stages, no stage {layer}")
-    return slice(sum(widths[:layer]), sum(widths[: layer + 1]))
+    if unknown := [layer for layer in layers if not 0 <= layer < len(widths)]:
+        raise ValueError(f"{run.name} has {len(widths) - 1} stages, no stage {unknown[0]}")
+    places = [np.arange(sum(widths[:layer]), sum(widths[: layer + 1])) for layer in layers]
+    return np.concatenate(places)
 
 
 class RungExtractor:
