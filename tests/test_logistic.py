@@ -70,6 +70,7 @@ def test_the_score_is_the_greater_of_two_signs() -> None:
         deviation = np.sqrt(np.average((sign(photographs) - mean) ** 2, weights=weights))
         measured.append((sign(features) - mean) / deviation)
     measured[1] -= HANDICAP
+    np.testing.assert_allclose(HEAD.signs(features), np.stack(measured, axis=1), rtol=1e-9)
     stretch, shift = HEAD.platt
     np.testing.assert_allclose(HEAD.score(features), stretch * np.maximum(*measured) + shift, rtol=1e-9)
     assert 0.1 < (measured[1] > measured[0]).mean() < 0.9, "either counts somewhere"

@@ -45,7 +45,7 @@ from lensborn.detector import Detector, half_of, read_faces
 from lensborn.faces import FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence
-from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
+from lensborn.logistic import CALIBRATE, HANDICAP, LEARN, KnownHead, Memory
 from lensborn.photo import decode_photo, digest_of
 from lensborn.teach import LEAST, Lesson, Studied, study, teach
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-3"
+NAME = "lensborn-4"
 SHARE = 0.8  # of alpha for the known channel: the first one, alone, sees little (docs/results)
 UNSEEN = "portraits"
 PHOTOS = "photos"
@@ -62,6 +62,7 @@ LEARNT = 400  # photographs of the corpus to learn the head from, and remember, 
 SIDE = 192  # px: every face is measured at this size, too
 ALPHA = defaults.ALPHA
 HALVES = (("calibrate", 0.5), ("judge", 0.5))
+HANDICAPS = (0.0, 0.5, 1.0, 1.5)  # of faces unlike photographs, against those like generated ones
 BINS = 8  # of a reliability diagram
 DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
 
@@ -78,6 +79,7 @@ class Look:
     p_value: float
     known: KnownGenerator | None
     traits: Floats
+    signs: Floats  # (2,), see `KnownHead.signs`; NaN where the channel says nothing
     damaged: bool = False
 
     @property
@@ -253,7 +255,9 @@ def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -
             (said,) = detector.known.judge(photo.patches[:1], photo.sides[:1])
             known = said if isinstance(said, KnownGenerator) else None
             traits = delivery_traits(photo.patches[:1], photo.sides[:1])[0]
-            looks.append(Look(picture, score, p_value, known, traits, said is Silence.DAMAGED))
+            signs = detector.known.head.signs(detector.known.encoder.encode(photo.patches[:1]))[0]
+            signs = signs if known else np.full(2, np.nan)
+            looks.append(Look(picture, score, p_value, known, traits, signs, said is Silence.DAMAGED))
     return looks
 
 
@@ -288,6 +292,7 @@ def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
             for some in (pictures, references)
         )
         found = auc_rows(mine, name) + flagged_rows(mine, name) + reliability_rows(mine, name)
+        found += sign_rows(mine, name)
         found += conditional_rows(mine, reference, name)
         rows += [{"left_out": name, "seed": seed, "condition": condition, **row} for row in found]
     late = damage_rows(detector, [(p, equal[p.name]) for p in splits["judge"] if p.name in equal], name)
@@ -324,6 +329,27 @@ def auc_rows(looks: Sequence[Look], name: str) -> list[Row]:
             row = {"channel": channel, "set": name, "against": label, "n": len(fake), "n_against": len(real)}
             rows.append({"table": "auc", **row, **_interval(auc)})
     return rows
+
+
+def sign_rows(looks: Sequence[Look], name: str) -> list[Row]:
+    """AUC of the generator by either sign, and by the greater of the two with several handicaps."""
+    ways: dict[str, Callable[[Look], float]] = {
+        "like generated faces": lambda one: one.signs[0],
+        "unlike photographs": lambda one: one.signs[1],
+    }
+    for handicap in HANDICAPS:
+        ways[f"greater, handicap {handicap:g}"] = lambda one, less=HANDICAP - handicap: max(
+            one.signs[0], one.signs[1] + less
+        )
+    together = next(iter(real_groups(looks).values()))
+    return [
+        {
+            "table": "signs",
+            "way": way,
+            **_interval(measures(values_of(looks, together, of), values_of(looks, [name], of), 0.0)["auc"]),
+        }
+        for way, of in ways.items()
+    ]
 
 
 def flagged_rows(looks: Sequence[Look], name: str) -> list[Row]:
@@ -510,7 +536,8 @@ def _kept(run: Path) -> Path:
     code = [
         Path(import_module(f"lensborn.{name}").__file__) for name in ("logistic", "strangeness", "delivery")
     ]
-    parts = (run / "best.safetensors", Path(__file__), *first, *code)
+    graph = ROOT / "src" / "lensborn" / "pretext" / "known.py"
+    parts = (run / "best.safetensors", Path(__file__), graph, *first, *code)
     digest = hashlib.sha256("".join(map(digest_of, parts)).encode()).hexdigest()
     return run / f"measured-{digest[:16]}.json"
 
@@ -519,6 +546,7 @@ def write_page(rows: Sequence[Row]) -> None:
     """The tables between the marks of docs/known.md, and docs/reliability.svg."""
     for section, text in (
         ("auc", tables(rows)),
+        ("signs", signs_table(rows)),
         ("conditional", conditional_table(rows)),
         ("damage", damage_table(rows)),
         ("taught", taught_table(rows)),
@@ -584,6 +612,19 @@ def tables(rows: Sequence[Row]) -> str:
             lines.append(f"| {name} | {key[1]} | {cells['known']['n']} | {values} |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def signs_table(rows: Sequence[Row]) -> str:
+    """Either sign by itself and the greater of the two, equalised, in Markdown: means over runs."""
+    mine = [row for row in rows if row["table"] == "signs" and row["condition"] != "published"]
+    names = list(dict.fromkeys(row["left_out"] for row in mine))
+    found = {(row["way"], row["left_out"]): row for row in _means(mine, ("way", "left_out"), ("value",))}
+    lines = [f"| {SIDE} px, AUC of the generator left out | {' | '.join(names)} | mean |"]
+    lines.append("| --- " * (len(names) + 2) + "|")
+    for way in dict.fromkeys(row["way"] for row in mine):
+        values = [found[way, name]["value"] for name in names]
+        lines.append(f"| {way} | {' | '.join(f'{v:.3f}' for v in values)} | {np.mean(values):.3f} |")
+    return "\n".join(lines)
 
 
 def conditional_table(rows: Sequence[Row]) -> str:

@@ -203,7 +203,7 @@ class KnownHead:
         scale = np.stack([mean + (0.0, HANDICAP) * deviation, deviation], axis=1)
         log_odds = (1.0, 0.0)
         if labels.any():
-            log_odds = platt(_greater(signs, scale), labels, balanced)
+            log_odds = platt(_greater(_measured(signs, scale)), labels, balanced)
             if log_odds[0] <= 0:
                 raise ValueError(
                     "generated faces kept apart look less so than photographs: add other pictures"
@@ -212,9 +212,13 @@ class KnownHead:
 
     def score(self, features: npt.ArrayLike) -> Floats:
         """Log odds (N,) of features (N, D), at equal numbers of both classes; higher = more like generated."""
-        signs = _signs(features, self.weights, self.bias, self.strangeness)
         stretch, shift = self.platt
-        return np.asarray(_greater(signs, self.scale) * stretch + shift)
+        return np.asarray(_greater(self.signs(features)) * stretch + shift)
+
+    def signs(self, features: npt.ArrayLike) -> Floats:
+        """What speaks for generated faces in features (N, D), in deviations of photographs: like those shown, and
+        unlike photographs, less the HANDICAP; (N, 2)."""
+        return _measured(_signs(features, self.weights, self.bias, self.strangeness), self.scale)
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
         """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
@@ -301,9 +305,13 @@ def _signs(features: npt.ArrayLike, weights: Floats, bias: float, strangeness: S
     return np.stack([alike, strangeness.of(rows)], axis=1)
 
 
-def _greater(signs: Floats, scale: Floats) -> Floats:
-    """The greater of two signs (N, 2), each from its origin and in its unit (2, 2): (N,)."""
-    return np.asarray(((signs - scale[:, 0]) / scale[:, 1]).max(axis=1))
+def _measured(signs: Floats, scale: Floats) -> Floats:
+    """Signs (N, 2), each from its origin and in its unit (2, 2)."""
+    return np.asarray((signs - scale[:, 0]) / scale[:, 1])
+
+
+def _greater(signs: Floats) -> Floats:
+    return np.asarray(signs.max(axis=1))
 
 
 def balance(sets: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]) -> Floats:
