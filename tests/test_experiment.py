@@ -86,6 +86,13 @@ def test_heads_are_read_from_the_run_and_joined_by_their_deviations(tmp_path):
     }
     for name, way in literal.items():
         assert_allclose(score(Setting(**PLAIN, density=name), source=source), way(OTHERS), rtol=1e-5)
+    assert_allclose(score(Setting(**PLAIN, density="length")), np.sqrt((OTHERS**2).sum(axis=1)), rtol=1e-12)
+    less = score(Setting(**PLAIN, density="length+rank", weights=(1.0, -0.5)), source=source)
+    length, rank = (
+        (of(OTHERS) - of(PHOTOGRAPHS).mean()) / of(PHOTOGRAPHS).std()
+        for of in (lambda rows: np.linalg.norm(rows, axis=1), literal["rank"])
+    )
+    assert_allclose(less, length - rank / 2, rtol=1e-5)
     joined = score(Setting(**PLAIN, density="energy+rank"), source=source)
     wanted = sum(
         (literal[name](OTHERS) - literal[name](PHOTOGRAPHS).mean()) / literal[name](PHOTOGRAPHS).std()

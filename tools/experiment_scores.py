@@ -38,7 +38,8 @@ class Setting:
     l2: bool = False  # features divided by their length
     dims: int = 64  # principal axes kept, 0: all
     whiten: bool = False  # principal axes scaled to one
-    density: str = "mixture"  # see `term`; several joined by + are standardised and added
+    density: str = "mixture"  # see `term`; several joined by + are standardised and added,
+    weights: tuple[float, ...] = ()  # each as often as this says, once if nothing is said
     against: str = ""  # a counterpart of photographs (ladder.py): the likelihood ratio of the two densities
     components: int = 4
     covariance: str = "full"
@@ -60,8 +61,10 @@ def fitted(
     if len(terms) == 1:
         return terms[0]
     own = [one(photographs) for one in terms]
+    weights = setting.weights or (1.0,) * len(terms)
+    parts = list(zip(terms, own, weights, strict=True))
     return lambda rows: np.asarray(
-        sum((one(rows) - mine.mean()) / mine.std() for one, mine in zip(terms, own, strict=True))
+        sum(weight * (one(rows) - mine.mean()) / mine.std() for one, mine, weight in parts)
     )
 
 
@@ -69,9 +72,13 @@ def term(
     name: str, setting: Setting, source: str, seed: int, photographs: Floats, counterparts: Floats | None
 ) -> Score:
     """One score: by likelihood ("mixture"), by the distance to the nearest Gaussian's centre in its own metric
-    ("component"), by that of neighbours ("knn"), or by the run's own heads (see `head`)."""
+    ("component"), by that of neighbours ("knn"), by how long the features are ("length"), or by the run's own heads
+    (see `head`)."""
     if name in HEADS:
         return head(name, source)
+    if name == "length":
+        features = columns_of((0,), source)
+        return lambda rows: np.asarray(np.linalg.norm(rows[:, features], axis=1))
     prepare = prepared(setting, columns_of(setting.layers, source), photographs)
     known = prepare(photographs)
     if name == "knn":
@@ -80,7 +87,7 @@ def term(
     if name == "component":
         return lambda rows: component_distance(mixture, prepare(rows))
     if name != "mixture":
-        raise ValueError(f"no density {name!r}: use mixture, component, knn, {', '.join(HEADS)}")
+        raise ValueError(f"no density {name!r}: use mixture, component, knn, length, {', '.join(HEADS)}")
     if counterparts is None:
         return lambda rows: mixture.score(prepare(rows))
     other = mixture_of(setting, prepare(counterparts), seed)
