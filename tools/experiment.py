@@ -84,7 +84,7 @@ def main() -> None:
         seen = gallery.seen_by({source for row in waiting for source in row.all_sources}, arguments.keep)
         for row in waiting:
             told = outcome(row, gallery, seen)
-            row.card.write_text(json.dumps(told, indent=1) + "\n")
+            row.card.write_text(card_text(told))
             print(row.card.name, json.dumps(told.get("summary", told.get("error"))))
     write_page(ROOT / "experiments", ROOT / "docs")
 
@@ -149,6 +149,15 @@ def outcome(row: Row, gallery: "Gallery", seen: Mapping[str, dict[str, Floats]])
     except (ValueError, ArithmeticError) as error:
         return {**told, "error": str(error)}
     return {**told, "summary": summary(rows), "rows": rows, "picture_sha256": gallery.digest}
+
+
+def card_text(told: Mapping[str, Any]) -> str:
+    """JSON, a line a number or a row of measures."""
+    head = json.dumps({name: value for name, value in told.items() if name != "rows"}, indent=1)
+    if "rows" not in told:
+        return head + "\n"
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in told["rows"])
+    return head.removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n'
 
 
 # --- what encoders see ----------------------------------------------------------------------------------
@@ -304,8 +313,10 @@ def compare(
     }
     for real in map(str, dict.fromkeys(gallery.sets[test & ~gallery.generated])):
         here = gallery.sets == real
-        conformal = Conformal.fit(scores[here & own & test]) if own.any() else general
-        mine = scores[here & test & ~own]
+        mine, calibrating = scores[here & test & ~own], scores[here & test & own]
+        if own.any() and not (len(mine) and len(calibrating)):
+            continue  # a set of few sources may have none in a half
+        conformal = Conformal.fit(calibrating) if own.any() else general
         threshold = flagging(conformal, ALPHA)
         flagged = int((mine >= threshold).sum())
         low, high = clopper_pearson(flagged, len(mine))
