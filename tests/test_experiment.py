@@ -172,7 +172,7 @@ def test_experiments_from_pictures_to_the_page(tmp_path, monkeypatch):
     )
 
     torch.manual_seed(0)
-    settings = ladder.Rung(patch=64, pretrained=False, backbone="efficientnet_lite0_short")
+    settings = ladder.Rung(view="face", patch=64, pretrained=False)
     save_file(torch_arrays(ladder.RungModel(settings)), rung / "best.safetensors")
     (rung / "settings.json").write_text(json.dumps(asdict(settings)))
     (rung / "card.json").write_text("{}")
@@ -188,6 +188,7 @@ def test_experiments_from_pictures_to_the_page(tmp_path, monkeypatch):
     text = "".join(f"[{name}]\n{lines}\n" for name, lines in asked.items())
     path.write_text(f'question = "Which?"\nlearnt = "Nothing."\nplot = ["one"]\n{text}')
     monkeypatch.setattr(experiment, "ROOT", root)
+    monkeypatch.setattr(experiment, "REPLICATES", 20)
     words = [path, "--corpus", folder, "--ladder", rung.parent, "--keep", tmp_path / "keep"]
     monkeypatch.setattr(sys, "argv", ["experiment.py", *map(str, words)])
     experiment.main()
