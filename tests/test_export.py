@@ -270,8 +270,11 @@ def test_settings_that_are_not_known_are_refused(maps: Any, message: str) -> Non
 # --- from torch to ONNX -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moments", [False, True], ids=["features", "moments"])
-@pytest.mark.parametrize("backbone", ["resnet_tiny", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    ("backbone", "moments"),
+    [("resnet_tiny", False), ("resnet_tiny", True), ("efficientnet_lite0", False)],
+    ids=["resnet", "resnet-moments", "efficientnet"],
+)
 def test_backbones_from_torch_over_openvino_to_onnx(backbone: str, moments: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from lensborn.pretext.export import to_openvino
