@@ -14,7 +14,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from lensborn.datasets.corpus import TAGS, Crop, read_corpus
 from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
 from lensborn.photo import digest_of
-from lensborn.pretext.backbones import EfficientNetLite0, ResNet, load_pretrained
+from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
 from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
@@ -464,8 +464,8 @@ class Layers(nn.Module):
         super().__init__()
         self.model = model
         self.maps: list[Tensor] = []
-        for stage in stages(model.encoder.backbone):
-            stage.register_forward_hook(lambda _module, _given, out: self.maps.append(out))
+        for stage in model.encoder.backbone.stages():
+            stage[-1].register_forward_hook(lambda _module, _given, out: self.maps.append(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -473,23 +473,6 @@ class Layers(nn.Module):
         features = self.model(x)
         moments = [moment for maps in self.maps for moment in (maps.mean((2, 3)), maps.std((2, 3)))]
         return torch.cat([features, *moments], 1)
-
-
-def stages(backbone: nn.Module) -> list[nn.Module]:
-    """The modules whose outputs end a stage, from the input on."""
-    if isinstance(backbone, ResNet):
-        return [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
-    if not isinstance(backbone, EfficientNetLite0):
-        raise TypeError(f"no stages are known of a {type(backbone).__name__}")
-    blocks = list(backbone._blocks)
-    widths = [channels(block) for block in blocks]
-    last = [n for n, width in enumerate(widths) if n + 1 == len(widths) or widths[n + 1] != width]
-    return [blocks[n] for n in last]
-
-
-def channels(stage: nn.Module) -> int:
-    """Channels of a stage's output, those of its last normalisation."""
-    return int([module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)][-1].num_features)
 
 
 def rung_of(run: Path) -> Rung:
@@ -500,9 +483,19 @@ def rung_of(run: Path) -> Rung:
     )
 
 
+@cache
+def layer_widths(run: Path) -> tuple[int, ...]:
+    """Numbers of each layer that `RungExtractor` gives: of the features, and of the moments of each stage."""
+    rung = rung_of(run)
+    with torch.no_grad():
+        layers = Layers(RungModel(rung).eval())
+        layers(torch.zeros(1, 3, rung.patch, rung.patch))
+    return (FEATURES, *(2 * maps.shape[1] for maps in layers.maps))
+
+
 def columns(run: Path, layers: Sequence[int]) -> NDArray[np.intp]:
     """Where `RungExtractor` puts some layers: 0 is the features, n the moments of stage n."""
-    widths = [FEATURES, *(2 * channels(stage) for stage in stages(RungModel(rung_of(run)).encoder.backbone))]
+    widths = layer_widths(run)
     if unknown := [layer for layer in layers if not 0 <= layer < len(widths)]:
         raise ValueError(f"{run.name} has {len(widths) - 1} stages, no stage {unknown[0]}")
     places = [np.arange(sum(widths[:layer]), sum(widths[: layer + 1])) for layer in layers]
@@ -517,16 +510,19 @@ class RungExtractor:
     def __init__(
         self, run: Path, before: Callable[[Image, np.random.Generator], Image] | None = None
     ) -> None:
-        """`before`: what is done to a face before it is looked at."""
-        self.rung, self.before = rung_of(run), before
+        """`before`: what is done to a face before it is looked at. The network is compiled when it first is."""
+        self.run, self.rung, self.before = run, rung_of(run), before
+        self.sha256, self.name = f"{digest_of(run / BEST)} layers", run.name
+
+    @cached_property
+    def _network(self) -> ov.CompiledModel:
         model = RungModel(self.rung)
-        model.load_state_dict(load_file(run / BEST))
+        model.load_state_dict(load_file(self.run / BEST))
         graph = ov.convert_model(
             Layers(model).eval(), example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch)
         )
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-        self._network = ov.Core().compile_model(graph, "CPU", options)
-        self.sha256, self.name = f"{digest_of(run / BEST)} layers", run.name
+        return ov.Core().compile_model(graph, "CPU", options)
 
     def encode(self, crops: Image) -> NDArray[np.float32]:
         """All layers (N, D), see `columns`, of crops (N, SIDE, SIDE, 3) uint8 RGB."""

@@ -9,6 +9,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -81,9 +82,13 @@ class ResNet(nn.Module):
         maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return maps
 
+    def stages(self) -> list[list[nn.Module]]:
+        """The blocks of each stage, from the input on."""
+        return [list(layer) for layer in (self.layer1, self.layer2, self.layer3, self.layer4)]
+
     def last_stage(self) -> list[nn.Module]:
         """What makes the maps of what comes before them."""
-        return [self.layer4]
+        return self.stages()[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -158,13 +163,14 @@ class EfficientNetLite0(nn.Module):
         self._conv_stem = _same_convolution(3, 32, 3, stem_stride)
         self._bn0 = nn.BatchNorm2d(32, eps=1e-3, momentum=0.01)
         blocks: list[nn.Module] = []
+        self._ends = [0]  # of the stages, in blocks
         cin = 32
         for kernel, stride, expand, cout, repeats in _LITE0_STAGES[:stages]:
             for repeat in range(repeats):
                 blocks.append(InvertedResidual(cin, cout, kernel, stride if repeat == 0 else 1, expand))
                 cin = cout
+            self._ends.append(len(blocks))
         self._blocks = nn.Sequential(*blocks)
-        self.last = repeats  # blocks of the last stage
         self.width = cin
         self.whole = stages == len(_LITE0_STAGES)
         if self.whole:
@@ -178,10 +184,15 @@ class EfficientNetLite0(nn.Module):
         maps: Tensor = self._blocks(self.act(self._bn0(self._conv_stem(self.pad(x)))))
         return self.act(self._bn1(self._conv_head(maps))) if self.whole else maps
 
+    def stages(self) -> list[list[nn.Module]]:
+        """The blocks of each stage, from the input on; the last expansion is none of them."""
+        blocks = list(self._blocks)
+        return [blocks[begin:end] for begin, end in pairwise(self._ends)]
+
     def last_stage(self) -> list[nn.Module]:
         """What makes the maps of what comes before them."""
         head = [self._conv_head, self._bn1] if self.whole else []
-        return [*list(self._blocks)[-self.last :], *head]
+        return [*self.stages()[-1], *head]
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -81,7 +81,7 @@ class KnownSettings(LoopSettings):
     per_source: int = 32  # a source of more crops than this weighs no more than one of as many
     leave_out: tuple[str, ...] = ()  # sets that training never sees
     start: str | None = (
-        None  # weights of a run, whose encoder is begun from: then the last stage alone learns
+        None  # weights of a run to begin from: then the last stage of its encoder alone learns
     )
     delivery: Delivery = field(default_factory=lambda: ROUGH)
 
