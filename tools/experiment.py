@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_page import CONDITIONS, write_page
-from experiment_scores import RUNG, Floats, Setting, fitted, sided
+from experiment_page import ALARMS, ALPHAS, CONDITIONS, card_of, write_page
+from experiment_scores import RUNG, Floats, Setting, fitted, parsed, sided
 from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
@@ -56,7 +56,6 @@ FITTED_ON = ("validate", "calibrate")
 CORPUS_SETS = ("photographs", "portraits")  # of many sources, of which the encoder knows some
 OWN = "own"
 ALPHA = 0.05
-ALPHAS = [round(0.05 * step, 2) for step in range(1, 20)]
 REPLICATES = 400
 LARGE = 50  # photographs of a set that a summary counts: 13 portraits say nothing
 
@@ -117,7 +116,7 @@ def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
     waiting = []
     for name, changes in asked["rows"].items():
         setting = setting_of({**asked.get("base", {}), **changes})
-        card = path.with_name(f"{path.stem}.{name}.json")
+        card = card_of(path, name)
         if card.exists() and is_of(json.loads(card.read_text()), setting, runs.get(setting.encoder)):
             continue
         if setting.encoder not in runs:
@@ -197,7 +196,7 @@ class Gallery:
             new = {
                 source: extractor
                 for source, extractor in extractors.items()
-                if not kept[source].exists() and is_counterpart(source) == counterparts
+                if not kept[source].exists() and bool(parsed(source)[0]) == counterparts
             }
             for source, found in self._look(new, where, keep / "pass").items():
                 aside = kept[source].with_suffix(".new")
@@ -256,19 +255,14 @@ class Gallery:
         return np.asarray((half == "calibrate") & ~self.generated)
 
 
-def is_counterpart(source: str) -> bool:
-    """Whether a source names an encoder that looks at counterparts of photographs: COUNTERPART:rung:PATH."""
-    return source.count(":") > 1
-
-
 def extractor_of(source: str) -> Extractor:
-    """The encoder at [KIND:]PATH; of a rung, [COUNTERPART:]rung:PATH."""
-    kind, _, path = source.rpartition(":")
-    if RUNG in kind.split(":"):
+    """The encoder at [[COUNTERPART:]KIND:]PATH; counterparts are looked at by rungs alone."""
+    counterpart, kind, path = parsed(source)
+    if kind == RUNG:
         from ladder import COUNTERPARTS, RungExtractor  # noqa: PLC0415 - torch
 
-        return RungExtractor(Path(path), COUNTERPARTS.get(kind.partition(":")[0]))
-    return load_extractor(kind or "lensborn", Path(path))
+        return RungExtractor(path, COUNTERPARTS[counterpart] if counterpart else None)
+    return load_extractor(kind or "lensborn", path)
 
 
 # --- measures -------------------------------------------------------------------------------------------
@@ -283,10 +277,11 @@ def measure(
     """
     rows = []
     seeds = (int(source.rpartition("-")[2]),) if several else setting.seeds
+    parts = gallery.parts(setting.fit)
     for condition in CONDITIONS:
         features = np.asarray(seen[source][condition], dtype=np.float64)
         usable = has_row(features)
-        fit, calibrate, test = (usable & part for part in gallery.parts(setting.fit))
+        fit, calibrate, test = (usable & part for part in parts)
         own = usable & gallery.own_half if setting.calibrate == OWN else np.zeros_like(test)
         counterparts = None
         if setting.against:
@@ -357,7 +352,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 if (row["generated"], row["real"]) == ("stylegan1", "ffhq"):
                     values.setdefault("matched", []).append(row["auc"])
             elif "false_alarms" in row and large:
-                values.setdefault(f"alarms {row['real']}", []).append(row["false_alarms"])
+                values.setdefault(f"{ALARMS}{row['real']}", []).append(row["false_alarms"])
         out[condition] = {name: round(float(np.mean(one)), 3) for name, one in values.items()}
         seeds = sorted({row["seed"] for row in mine})
         by_seed = [

@@ -6,7 +6,7 @@ rows the one that is best on two of the three generators, and what it does on th
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,25 @@ from lensborn.bench.render import escaped, write
 CONDITIONS = (PUBLISHED, EQUALISED)
 PAGE = "experiments.md"
 GENERATORS = ("stylegan1", "stylegan2", "sd2.1")
-MATCHED = "matched"
-ALARMS = "alarms "
+ALARMS = "alarms "  # begins the names of a summary's false alarms
+ALPHAS = [round(0.05 * step, 2) for step in range(1, 20)]  # at which cards say how many are flagged
 
 Card = Mapping[str, Any]
 
 
 def write_page(experiments: Path, docs: Path) -> None:
     """The page, and a plot for each settings file that names rows to `plot`."""
-    found = [(path, read(path)) for path in sorted(experiments.glob("*.toml"), reverse=True)]
-    found = [(path, cards) for path, cards in found if cards]
-    lines = [(experiments / "head.md").read_text().rstrip("\n"), ""]
-    lines += [*chosen({path.stem: cards for path, cards in found}), ""]
-    for path, cards in found:
+    found: dict[str, tuple[Mapping[str, Any], dict[str, Card]]] = {}
+    for path in sorted(experiments.glob("*.toml"), reverse=True):
         asked = tomllib.loads(path.read_text())
-        lines += [f"## {path.stem}: {escaped(asked['question'])}", "", asked.get("learnt", "").strip(), ""]
+        if cards := read(path, asked["rows"]):
+            found[path.stem] = asked, cards
+    lines = [(experiments / "head.md").read_text().rstrip("\n"), ""]
+    lines += [*chosen({stem: cards for stem, (_, cards) in found.items()}), ""]
+    for stem, (asked, cards) in found.items():
+        lines += [f"## {stem}: {escaped(asked['question'])}", "", asked.get("learnt", "").strip(), ""]
         if "plot" in asked:
-            name = f"experiments-{path.stem}.svg"
+            name = f"experiments-{stem}.svg"
             flagged_plot(curves(cards, asked["plot"]), docs / name)
             lines += [f"![Share flagged over the nominal false alarms, by set]({name})", ""]
         for condition in CONDITIONS:
@@ -43,10 +45,14 @@ def write_page(experiments: Path, docs: Path) -> None:
     write(docs, {PAGE: "\n".join(lines).rstrip("\n") + "\n"})
 
 
-def read(path: Path) -> dict[str, Card]:
+def card_of(path: Path, row: str) -> Path:
+    """Where the card of a settings file's row lies."""
+    return path.with_name(f"{path.stem}.{row}.json")
+
+
+def read(path: Path, rows: Iterable[str]) -> dict[str, Card]:
     """The cards of a settings file by the names of their rows, in the order of the file."""
-    rows = tomllib.loads(path.read_text())["rows"]
-    cards = {name: path.with_name(f"{path.stem}.{name}.json") for name in rows}
+    cards = {name: card_of(path, name) for name in rows}
     return {name: json.loads(card.read_text()) for name, card in cards.items() if card.exists()}
 
 
@@ -100,8 +106,7 @@ def curves(cards: Mapping[str, Card], names: Sequence[str]) -> list[dict[str, An
             runs = [row for row in mine if row["set"] == of]
             share = np.mean([row["flagged"] for row in runs], axis=0)
             what = {"panel": name, "set": of, "generated": runs[0]["generated"]}
-            alphas = np.arange(1, len(share) + 1) / (len(share) + 1)
             found += [
-                {**what, "alpha": float(a), "flagged": float(s)} for a, s in zip(alphas, share, strict=True)
+                {**what, "alpha": alpha, "flagged": float(s)} for alpha, s in zip(ALPHAS, share, strict=True)
             ]
     return found

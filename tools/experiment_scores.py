@@ -30,16 +30,14 @@ class Setting:
 
     encoder: str = "both"  # a run, a bundle, or a rung
     layers: tuple[int, ...] = (0,)  # of a rung: 0 the features, n the moments of stage n
-    fit: str = (
-        "photographs"  # or the name of a real set, of which half is then fitted and calibrated on, or all
-    )
+    fit: str = "photographs"  # or a real set, half of which is then fitted and calibrated on, or all
     calibrate: str = ""  # own: each photographic set flags by half of its own, the other half is measured
     standard: bool = False  # each feature in deviations of the fitted photographs
     l2: bool = False  # features divided by their length
     dims: int = 64  # principal axes kept, 0: all
     whiten: bool = False  # principal axes scaled to one
-    density: str = "mixture"  # see `term`; several joined by + are standardised and added,
-    weights: tuple[float, ...] = ()  # each as often as this says, once if nothing is said
+    density: str = "mixture"  # see `term`; several joined by + are standardised and added
+    weights: tuple[float, ...] = ()  # how often each of several is added; (): once
     against: str = ""  # a counterpart of photographs (ladder.py): the likelihood ratio of the two densities
     components: int = 4
     covariance: str = "full"
@@ -49,6 +47,13 @@ class Setting:
         "high"  # high: unlikely is strange; low: likely is strange; two: far from the median is strange
     )
     seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def parsed(source: str) -> tuple[str, str, Path]:
+    """Counterpart, kind and path of a source [[COUNTERPART:]KIND:]PATH; "" for what it does not say."""
+    rest, _, path = source.rpartition(":")
+    counterpart, _, kind = rest.rpartition(":")
+    return counterpart, kind, Path(path)
 
 
 def fitted(
@@ -107,11 +112,11 @@ def mixture_of(setting: Setting, rows: Floats, seed: int) -> Mixture:
 
 def columns_of(layers: Sequence[int], source: str) -> Any:
     """An index of the columns of some layers. Raises ValueError where an encoder has no such layer."""
-    kind, _, path = source.rpartition(":")
-    if RUNG in kind.split(":"):
+    _, kind, path = parsed(source)
+    if kind == RUNG:
         from ladder import columns  # noqa: PLC0415 - torch
 
-        return columns(Path(path), layers)
+        return columns(path, layers)
     if any(layers):
         raise ValueError(f"layers are known of rungs alone, not of {source}")
     return slice(None)
@@ -156,7 +161,7 @@ def component_distance(mixture: Mixture, rows: Floats) -> Floats:
 def head(name: str, source: str) -> Score:
     """The run's own evidence: the logit of a task, how far the tag scores lie from their mean ("rank"), or the
     energy of the classes of makes (Liu et al., 2020)."""
-    run, part = Path(source.rpartition(":")[2]), columns_of((0,), source)
+    (_, _, run), part = parsed(source), columns_of((0,), source)
     tensor = ENERGY_OF if name == "energy" else name
     with safe_open(run / BEST, framework="numpy") as file:
         weight, bias = file.get_tensor(f"{tensor}.weight"), file.get_tensor(f"{tensor}.bias")
