@@ -255,8 +255,9 @@ def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -
             (said,) = detector.known.judge(photo.patches[:1], photo.sides[:1])
             known = said if isinstance(said, KnownGenerator) else None
             traits = delivery_traits(photo.patches[:1], photo.sides[:1])[0]
-            signs = detector.known.head.signs(detector.known.encoder.encode(photo.patches[:1]))[0]
-            signs = signs if known else np.full(2, np.nan)
+            signs = np.full(2, np.nan)
+            if known:
+                signs = detector.known.head.signs(detector.known.encoder.encode(photo.patches[:1]))[0]
             looks.append(Look(picture, score, p_value, known, traits, signs, said is Silence.DAMAGED))
     return looks
 

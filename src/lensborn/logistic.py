@@ -203,7 +203,7 @@ class KnownHead:
         scale = np.stack([mean + (0.0, HANDICAP) * deviation, deviation], axis=1)
         log_odds = (1.0, 0.0)
         if labels.any():
-            log_odds = platt(_greater(_measured(signs, scale)), labels, balanced)
+            log_odds = platt(_measured(signs, scale).max(axis=1), labels, balanced)
             if log_odds[0] <= 0:
                 raise ValueError(
                     "generated faces kept apart look less so than photographs: add other pictures"
@@ -213,7 +213,7 @@ class KnownHead:
     def score(self, features: npt.ArrayLike) -> Floats:
         """Log odds (N,) of features (N, D), at equal numbers of both classes; higher = more like generated."""
         stretch, shift = self.platt
-        return np.asarray(_greater(self.signs(features)) * stretch + shift)
+        return np.asarray(self.signs(features).max(axis=1) * stretch + shift)
 
     def signs(self, features: npt.ArrayLike) -> Floats:
         """What speaks for generated faces in features (N, D), in deviations of photographs: like those shown, and
@@ -308,10 +308,6 @@ def _signs(features: npt.ArrayLike, weights: Floats, bias: float, strangeness: S
 def _measured(signs: Floats, scale: Floats) -> Floats:
     """Signs (N, 2), each from its origin and in its unit (2, 2)."""
     return np.asarray((signs - scale[:, 0]) / scale[:, 1])
-
-
-def _greater(signs: Floats) -> Floats:
-    return np.asarray(signs.max(axis=1))
 
 
 def balance(sets: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]) -> Floats:

@@ -22,7 +22,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, SupportsFloat
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -411,10 +410,11 @@ def _strip(image: Image.Image, name: str, top: int, bottom: int) -> Pixels:
 def _still_webp(file: BinaryIO) -> Callable[[int, int], Pixels]:
     """Strips of a WebP that does not move, by OpenCV: Pillow's decoder, made for animations, holds it four times.
     Both use the same library, and give the same pixels."""
+    import cv2  # noqa: PLC0415 - what reads no WebP need not wait for it
+
     file.seek(0)
-    pixels = cv2.imdecode(
-        np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED
-    )  # as stored, BGR or BGRA
+    coded = np.frombuffer(file.read(), np.uint8)
+    pixels = cv2.imdecode(coded, cv2.IMREAD_UNCHANGED)  # as stored, BGR or BGRA
     if pixels is None:
         raise ValueError("not decoded")
     order = (2, 1, 0, 3)[: pixels.shape[2]]
