@@ -23,6 +23,7 @@ import numpy as np
 import openvino as ov
 import torch
 import traces
+from decoders import read_rebuilt
 from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
@@ -32,10 +33,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from lensborn.datasets.corpus import TAGS, Crop, read_corpus
 from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
-from lensborn.photo import digest_of
+from lensborn.photo import digest_of, read_photo
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
-from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve
+from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve, device
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
 from lensborn.pretext.model import Encoder
@@ -51,6 +52,7 @@ EDITORS = ("photoshop", "lightroom", "gimp", "picasa", "photo editor", "capture 
 SIZES = {"make": len(MAKES) + 1, "flash": 2, "edited": 2}
 EVERY = 10  # steps between two updates of bilevel weights
 DECODER_STEPS = 400
+REBUILD = "rebuild"  # a way: as the autoencoders of decoders.py rebuilt the face
 
 Image = NDArray[np.uint8]
 
@@ -74,7 +76,7 @@ class Rung(LoopSettings):
     shuffle: int = 0  # px: blocks of a patch change places; 0: they do not
     delivery: str = "rough"
     tasks: tuple[str, ...] = ("ranking", "manipulation")  # and categories, trace
-    ways: tuple[str, ...] = ("resample", "denoise", "dictionary")  # of destroying a trace
+    ways: tuple[str, ...] = ("resample", "denoise", "dictionary")  # of destroying a trace; see `REBUILD`
     weighting: str = "equal"  # or uncertainty (learnt deviations), bilevel (what helps the manipulation task)
 
 
@@ -112,11 +114,19 @@ def grid(rung: Rung) -> list[tuple[int, int]]:
     return [(top, left) for top in starts for left in starts]
 
 
+@dataclass(frozen=True)
+class Means:
+    """What destroys a trace. `destroy`: a picture, in one of some ways; `rebuilt`: see decoders.read_rebuilt."""
+
+    destroy: Callable[[Image, Sequence[str], np.random.Generator], Image]
+    rebuilt: Mapping[str, Sequence[Path]]
+
+
 class Rungs(Dataset[dict[str, Tensor]]):
     """A face pristine, manipulated and without its trace, as the tasks need; delivered each by itself."""
 
-    def __init__(self, crops: Sequence[Crop], rung: Rung, breaker: Callable[..., Image]) -> None:
-        self.crops, self.rung, self.breaker = crops, rung, breaker
+    def __init__(self, crops: Sequence[Crop], rung: Rung, means: Means) -> None:
+        self.crops, self.rung, self.means = crops, rung, means
         self.photos = photo_numbers(crops)
 
     def __len__(self) -> int:
@@ -129,7 +139,8 @@ class Rungs(Dataset[dict[str, Tensor]]):
         rng = np.random.default_rng([self.rung.seed, epoch, index])
         crop = self.crops[index]
         face, landmarks = native_face(crop)
-        side = min(int(rng.integers(*FIRST)), *face.shape[:2])
+        rebuilt = self._rebuilt(crop, rng)
+        side = min(int(rng.integers(*FIRST)), *face.shape[:2]) if rebuilt is None else len(rebuilt)
         if landmarks is not None:
             landmarks = landmarks * (side / face.shape[1])
         face = resized(face, side)
@@ -138,13 +149,28 @@ class Rungs(Dataset[dict[str, Tensor]]):
         if "manipulation" in self.rung.tasks:
             views["manipulated"] = manipulate(face, landmarks, draw_manipulation(landmarks, side, rng), rng)
         if "trace" in self.rung.tasks:
-            views["traceless"] = self.breaker(clean, self.rung.ways, rng)
+            ways = [way for way in self.rung.ways if way != REBUILD]
+            views["traceless"] = (
+                self.means.destroy(clean, ways, rng)
+                if rebuilt is None
+                else manipulate(rebuilt, landmarks, PRISTINE, rng)
+            )
         item = {name: self._seen(view, rng) for name, view in views.items()}
         return item | {
             "tags": torch.from_numpy(crop.tags),
             "categories": torch.tensor(categories(crop.row)),
             "photo": torch.tensor(self.photos[index]),
         }
+
+    def _rebuilt(self, crop: Crop, rng: np.random.Generator) -> Image | None:
+        """The face as a decoder rebuilt it, as often as that is one of the ways."""
+        ways = self.rung.ways
+        if "trace" not in self.rung.tasks or REBUILD not in ways:
+            return None
+        found = self.means.rebuilt.get(crop.row["file"], [])
+        if not found or (len(ways) > 1 and rng.random() > 1 / len(ways)):
+            return None
+        return read_photo(found[rng.integers(len(found))]).pixels
 
     def _seen(self, face: Image, rng: np.random.Generator) -> Tensor:
         delivery = DELIVERIES[self.rung.delivery]
@@ -206,7 +232,7 @@ class Front(nn.Module):
             kernels = (around / around.sum(2, keepdim=True) - self.centre).view_as(self.kernels)
             residual = F.conv2d(x, kernels / 3, padding=2)
         else:
-            residual = F.conv2d((x * GREY).sum(1, keepdim=True), self.srm, padding=2)
+            residual = F.conv2d((x * GREY.to(x.device)).sum(1, keepdim=True), self.srm, padding=2)
         residual = 127 + GAIN * residual.clamp(-CLIP, CLIP)
         return torch.cat([x, residual], 1) if self.sees == "both" else residual
 
@@ -259,8 +285,9 @@ class Climb(Loop):
         crops: Mapping[str, Sequence[Crop]],
         init: Path,
         out: Path,
-        breaker: Any,
+        means: Means,
         progress: Any,
+        workers: int = 0,
     ) -> None:
         torch.manual_seed(rung.seed)
         model = RungModel(rung)
@@ -275,9 +302,11 @@ class Climb(Loop):
             model.load_state_dict({**found, "deviations": torch.zeros(len(TASKS))})
         sources = [crop.source for crop in crops["train"]]
         batches = EpochBatches(sources, rung.batch, rung.seed, rung.per_source)
-        self.weights = torch.ones(len(TASKS))
-        self.validation = DataLoader(Rungs(crops["validate"], rung, breaker), batch_size=rung.batch)
-        loader = DataLoader(Rungs(crops["train"], rung, breaker), batch_sampler=batches)
+        self.weights = torch.ones(len(TASKS), device=device())
+        shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        held_out = Rungs(crops["validate"], rung, means)
+        self.validation = DataLoader(held_out, batch_size=rung.batch, **shared)
+        loader = DataLoader(Rungs(crops["train"], rung, means), batch_sampler=batches, **shared)
         self.summary = {split: {"crops": len(some)} for split, some in crops.items()}
         super().__init__(rung, model, batches, loader, out, progress=progress)
 
@@ -287,7 +316,7 @@ class Climb(Loop):
         weighting = self.settings.weighting
         if weighting == "bilevel" and self.step % EVERY == 0:
             self._reweigh(network, batch)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=self.device)
         for name, value in found.items():
             if weighting == "uncertainty":  # Kendall, Gal and Cipolla, 2018
                 deviation = self.model.deviations[PLACES[name]]
@@ -303,19 +332,19 @@ class Climb(Loop):
         features = network(self.crops(torch.cat(seen))).float()
         parts = dict(zip(views, features.split([len(one) for one in seen]), strict=True))
         found: dict[str, Tensor] = {}
-        with torch.autocast("cpu", enabled=False):
+        tags, photos, kinds = (batch[name][rows].to(self.device) for name in ("tags", "photo", "categories"))
+        with torch.autocast(self.device.type, enabled=False):
             if "ranking" in tasks:
-                scores = self.model.rank(parts["pristine"])
-                ranking = ranking_loss(scores, batch["tags"][rows], batch["photo"][rows])
+                ranking = ranking_loss(self.model.rank(parts["pristine"]), tags, photos)
                 found |= dict(zip(TAGS, ranking.per_tag, strict=True))
             for task, view in (("manipulation", "manipulated"), ("trace", "traceless")):
                 if view in parts:
                     both = torch.cat([parts["pristine"], parts[view]])
-                    labels = torch.arange(len(both)) >= len(parts["pristine"])
+                    labels = torch.arange(len(both), device=self.device) >= len(parts["pristine"])
                     found[task] = manipulation_loss(getattr(self.model, task)(both)[:, 0], labels)
             if "categories" in tasks:
                 for number, name in enumerate(CATEGORIES):
-                    classes = batch["categories"][rows, number]
+                    classes = kinds[:, number]
                     if (classes >= 0).any():
                         logits = self.model.classes[name](parts["pristine"])
                         found[name] = F.cross_entropy(logits, classes, ignore_index=-1)
@@ -352,7 +381,7 @@ class Climb(Loop):
                 if name in batch:
                     with self.autocast():
                         features = self.model(self.crops(batch[name])).float()
-                    rows.setdefault(name, []).append(features.numpy())
+                    rows.setdefault(name, []).append(features.cpu().numpy())
             for name in ("tags", "photo", "categories"):
                 rows.setdefault(name, []).append(batch[name].numpy())
         whole = {name: np.concatenate(parts) for name, parts in rows.items()}
@@ -375,7 +404,8 @@ class Climb(Loop):
 
 
 def _linear(layer: nn.Linear, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(layer(torch.from_numpy(features)).detach().numpy())
+    where = layer.weight.device
+    return np.asarray(layer(torch.from_numpy(features).to(where)).detach().cpu().numpy())
 
 
 # --- small autoencoders ---------------------------------------------------------------------------------
@@ -571,7 +601,9 @@ def main() -> None:
     parser.add_argument("--init", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME[-SEED]")
+    parser.add_argument("--rebuilt", type=Path, help="what decoders.py wrote, for the rungs that need it")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare faces")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -586,10 +618,11 @@ def main() -> None:
     def rebuilders() -> list[traces.Decoder]:
         return decoders(crops["train"], arguments.out)
 
-    def breaker(image: Image, ways: Sequence[str], rng: np.random.Generator) -> Image:
+    def destroy(image: Image, ways: Sequence[str], rng: np.random.Generator) -> Image:
         prepared = {"dictionary": dictionary()} if "dictionary" in ways else {}
         return traces.destroy(image, ways, rng, **prepared, decoders=rebuilders() if "decode" in ways else ())
 
+    means = Means(destroy, read_rebuilt(arguments.rebuilt) if arguments.rebuilt else {})
     for name, seeds in rungs(arguments.settings).items():
         for rung in seeds:
             run = f"{name}-{rung.seed}"
@@ -604,8 +637,9 @@ def main() -> None:
                     crops,
                     arguments.init,
                     arguments.out / run,
-                    breaker,
+                    means,
                     lambda done, total, _, bar=bar, task=task: bar.update(task, completed=done, total=total),
+                    arguments.workers,
                 ).fit()
 
 
