@@ -48,7 +48,7 @@ def write(path: Path, **options: Any) -> Bundle:
         path,
         **{
             "encoder_files": ENCODER,
-            "mixture": MIXTURE,
+            "density": MIXTURE,
             "conformal": CONFORMAL,
             "manifest": MANIFEST,
             "card": "# Trial\n",
@@ -78,7 +78,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     bundle = read_bundle(folder)
     assert bundle.name == "trial-1"
     assert bundle.encoder_xml.read_bytes() == b"<net/>"
-    assert (bundle.mixture.score(FEATURES) == MIXTURE.score(FEATURES)).all()
+    assert (bundle.density.score(FEATURES) == MIXTURE.score(FEATURES)).all()
     assert (bundle.conformal.scores == CONFORMAL.scores).all()
     assert bundle.sha256 == hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
     assert (folder / "CARD.md").read_text() == "# Trial\n"
@@ -315,7 +315,7 @@ def read_or_refuse(path: Path, files: dict[str, bytes]) -> None:
     """Read a changed bundle: it is whole, or BundleError; anything else fails the test. Then restore it."""
     try:
         loaded = read_bundle(path)
-        assert np.isfinite(loaded.mixture.score(FEATURES)).all()
+        assert np.isfinite(loaded.density.score(FEATURES)).all()
     except BundleError as error:
         assert str(error)
     finally:

@@ -89,7 +89,7 @@ def test_a_face_without_a_finite_score_is_no_verdict(
     detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        detector, "mixture", type("Broken", (), {"score": lambda _, f: np.full(len(f), np.nan)})()
+        detector, "density", type("Broken", (), {"score": lambda _, f: np.full(len(f), np.nan)})()
     )
     detection = detector.detect(examples / "generated-man.jpg")
     assert (detection.status, detection.faces) == ("unreadable", ())
@@ -200,9 +200,9 @@ def test_fit_keeps_groups_together_and_the_promise(tiny_export: Path) -> None:
         features, groups, read_encoder(tiny_export), name="n", population="normal", n_components=2
     )
     calibrate = np.array([half_of(group) == "calibrate" for group in groups])
-    expected = Conformal.fit(fitted.mixture.score(features[calibrate])).scores
+    expected = Conformal.fit(fitted.density.score(features[calibrate])).scores
     np.testing.assert_array_equal(fitted.conformal.scores, expected)
-    fresh = fitted.mixture.score(rng.normal(size=(4000, TINY_DIM)).astype(np.float32))
+    fresh = fitted.density.score(rng.normal(size=(4000, TINY_DIM)).astype(np.float32))
     flagged = (fitted.conformal.p_values(fresh) <= 0.05).mean()
     assert flagged == pytest.approx(0.05, abs=0.02)
     by_construction, honest = fitted.manifest["measured"][1:]

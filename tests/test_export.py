@@ -62,7 +62,7 @@ def test_the_shipped_model_scores_alike_as_onnx(examples: Path, tmp_path: Path) 
     assert "encoder: within" in result.output and "3 faces" in result.output
     detector = Detector.load()
     for picture in pictures:
-        (score,) = detector.mixture.score(features_by_the_description(tmp_path / "onnx", "encoder", picture))
+        (score,) = detector.density.score(features_by_the_description(tmp_path / "onnx", "encoder", picture))
         assert score == pytest.approx(detector.detect(picture).faces[0].score, abs=1e-3)
 
 
@@ -139,7 +139,7 @@ def with_graph(bundle: Bundle, graph: openvino.Model, folder: Path) -> Bundle:
     return write_bundle(
         folder / "whole",
         encoder_files=files,
-        mixture=bundle.mixture,
+        density=bundle.density,
         conformal=bundle.conformal,
         manifest=bundle.manifest,
         card="",
