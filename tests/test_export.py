@@ -82,6 +82,14 @@ def test_what_is_written(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert data == (tmp_path / "two" / "encoder.onnx").read_bytes()
 
 
+def test_textures_go_along(contrast_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
+    export_bundle(contrast_bundle, tmp_path / "onnx", [examples / PORTRAITS[0]])
+    detector = Detector.load(contrast_bundle.path)
+    features = features_by_the_description(tmp_path / "onnx", "encoder", examples / PORTRAITS[0])
+    (score,) = detector.density.score(features)
+    assert score == pytest.approx(detector.detect(examples / PORTRAITS[0]).faces[0].score, abs=1e-3)
+
+
 def test_the_known_channel_goes_along(known_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
     description = export_bundle(known_bundle, tmp_path / "onnx", [examples / PORTRAITS[0]])
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {*FILES, "known.onnx"}

@@ -74,7 +74,9 @@ class Contrast:
             raise ValueError(f"{len(rows)} features are too few for a contrast: give {LEAST} or more")
         if not np.ptp(rows[:, -n_textures:], axis=0).any():
             raise ValueError("all textures are equal: give other photographs, or check the encoder")
-        textures = Strangeness.fit(rows[:, -n_textures:])
+        found = Strangeness.fit(rows[:, -n_textures:])
+        # in memory as a bundle will have it, on which the last bits of a product depend
+        textures = Strangeness(found.centre, np.ascontiguousarray(found.whitening))
         lengths, distances = (np.array([one.mean(), one.std()]) for one in _signs(rows, textures))
         return cls(rows.shape[1], textures, lengths, distances, float(weight), {"n_fitted": len(rows)})
 
@@ -118,7 +120,7 @@ class Contrast:
             raise ValueError(f"a contrast has {sorted(wanted)}, not {sorted(arrays)}")
         if any(array.dtype.kind != "f" for array in arrays.values()):
             raise ValueError("the arrays of a contrast must be of floating point")
-        doubles = {name: array.astype(np.float64) for name, array in arrays.items()}
+        doubles = {name: array.astype(np.float64, order="C") for name, array in arrays.items()}
         contrast = cls(
             n_features=settings.get("n_features", "missing"),
             textures=Strangeness(doubles["centre"], doubles["whitening"]),
