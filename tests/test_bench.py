@@ -253,6 +253,8 @@ def test_an_encoder_with_textures_is_refitted_as_it_was_fitted(contrast_bundle):
         found.scores, Contrast.fit(features[for_fit], TINY_TEXTURES).score(features)
     )
     assert np.mean(found.scores[n:] >= found.threshold) > 0.9
+    mixtures = Judged(observed, reference=True, alpha=0.05, refit=Refit(contrasts=False, n_components=(1,)))
+    assert (mixtures(entries_of([mine])[1], EQUALISED, "a").scores != found.scores).any()
     few = Condition([None] * size, [None] * size, np.full((size, 0), math.nan), {mine.name: features.copy()})
     few.observed[mine.name][100:n] = math.nan
     observed = Observed(pictures, [""] * size, np.full(size, 300.0), {EQUALISED: few})

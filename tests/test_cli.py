@@ -326,10 +326,11 @@ def test_fit_takes_the_density_that_suits_the_encoder(
     tiny_export: Path, textured_export: Path, examples: Path, tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
-    save_portraits(photos, examples, 140)
+    save_portraits(photos, examples, 100)
+    save_portraits(photos / "some", examples, 40)
 
-    def fitted(export: Path, *options: object) -> Any:
-        return run("fit", photos, "--encoder", export, "--out", tmp_path / "out", "--overwrite", *options)
+    def fitted(export: Path, *options: object, of: Path = photos) -> Any:
+        return run("fit", of, "--encoder", export, "--out", tmp_path / "out", "--overwrite", *options)
 
     for option in (("--components", 8), ("--seed", 0), ("--l2",)):
         refused = fitted(textured_export, *option)
@@ -342,7 +343,7 @@ def test_fit_takes_the_density_that_suits_the_encoder(
     assert found.exit_code == 0, found.output
     assert isinstance(read_bundle(tmp_path / "out").density, Contrast)
     assert "n_textures" in run("info", tmp_path / "out").stdout
-    assert fitted(textured_export, "--density", "mixture", *FIT).exit_code == 0
+    assert fitted(textured_export, "--density", "mixture", *FIT, of=photos / "some").exit_code == 0
     assert isinstance(read_bundle(tmp_path / "out").density, Mixture)
 
 

@@ -39,7 +39,9 @@ PER_COMPONENT = 10  # photographs for every Gaussian
 
 @dataclass(frozen=True)
 class Refit:
-    """Settings of the mixtures fitted here, as contrasts have none; what a set is too small for is left out."""
+    """Settings of the densities fitted here; what a set is too small for is left out. A contrast has none."""
+
+    contrasts: bool = True  # where an encoder gives textures, as in a bundle; else mixtures always
 
     n_components: Sequence[int] = (1, 2, 4, 8)  # held-out likelihood chooses
     n_dims: int = 64
@@ -153,7 +155,7 @@ def _fitted(
     features: NDArray[np.float32] | NDArray[np.float64], texture_dim: int, refit: Refit
 ) -> Density | None:
     """What a bundle would have: a contrast where there are textures, else a mixture. None with too few rows."""
-    if texture_dim:
+    if texture_dim and refit.contrasts:
         return Contrast.fit(features, texture_dim) if len(features) >= LEAST else None
     components = [k for k in refit.n_components if k * PER_COMPONENT <= len(features)]
     n_dims = min(refit.n_dims, len(features) // PER_DIMENSION, features.shape[1])
