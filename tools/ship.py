@@ -199,7 +199,8 @@ def looks(detector: Detector) -> str:
 def tasks(settings: Mapping[str, Any]) -> str:
     """What a run learnt to do. A rung lists its tasks, and `lensborn pretrain` has a switch for each of two."""
     names = settings["tasks"] if "tasks" in settings else [name for name in TASKS if settings.get(name)]
-    return ", ".join(TASKS[name] for name in names)
+    *first, last = (TASKS[name] for name in names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def learnt(best: Mapping[str, float]) -> str:
