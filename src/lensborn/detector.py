@@ -246,8 +246,8 @@ class Detector:
 
         `groups` (N,): what must stay together (photograph, album, source); its hash decides the half.
         `population`: in words, the photographs for which the false-alarm rate holds. `density`:
-        None is a contrast where the encoder gives textures, a mixture where it does not. The other settings are
-        those of `density.fit_mixture`, and a contrast has none. `seen`: see `bundle.Bundle`. Raises ValueError,
+        with None, a contrast where the encoder gives textures, else a mixture. The other settings are those of
+        `density.fit_mixture`; a contrast has none. `seen`: see `bundle.Bundle`. Raises ValueError,
         naming the remedy, for too few faces, and for a contrast without textures.
         """
         kind = density_kind(density, encoder)
@@ -585,12 +585,8 @@ def _percent(share: float) -> str:
 
 
 def _card(manifest: Mapping[str, Any], kind: DensityKind) -> str:
-    calibration, density, encoder = (
-        manifest["calibration"],
-        manifest["training"]["density"],
-        manifest["encoder"],
-    )
-    textures = encoder.get("texture_dim", 0)
+    calibration, density = manifest["calibration"], manifest["training"]["density"]
+    encoder, textures = manifest["encoder"], manifest["encoder"].get("texture_dim", 0)
     beside = f" and {textures} textures" if textures else ""
     rows = "\n".join(
         f"| {row['set']} | {row['faces']} | "
