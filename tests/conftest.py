@@ -26,6 +26,7 @@ settings.load_profile("lensborn")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = Preprocessing(size=32)
 TINY_DIM = 8
+TINY_TEXTURES = 32  # beside them, where an encoder gives some
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,14 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of random weights, as `lensborn pretrain` exports one."""
     folder = tmp_path_factory.mktemp("run") / "export"
     write_tiny_encoder(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def textured_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same encoder with textures beside its features."""
+    folder = tmp_path_factory.mktemp("run") / "textured"
+    write_tiny_encoder(folder, seed=0, textures=True)
     return folder
 
 
@@ -61,13 +70,15 @@ def tiny_bundle(
     tmp_path_factory: pytest.TempPathFactory, tiny_export: Path, example_crops: npt.NDArray[np.uint8]
 ) -> Bundle:
     """A bundle fitted to `example_crops`, in which each crop is its own group."""
-    encoder = read_encoder(tiny_export)
-    features = Encoder(encoder.xml).encode(example_crops)
-    groups = [str(number) for number in range(len(features))]
-    detector = Detector.fit(
-        features, groups, encoder, name="tiny", population="the examples", licence="CC0-1.0", n_components=2
-    )
-    return detector.save(tmp_path_factory.mktemp("bundles") / "tiny")
+    return fit_tiny(tiny_export, example_crops).save(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def contrast_bundle(
+    tmp_path_factory: pytest.TempPathFactory, textured_export: Path, example_crops: npt.NDArray[np.uint8]
+) -> Bundle:
+    """A bundle whose encoder gives textures, and whose score is a contrast, fitted to the same crops."""
+    return fit_tiny(textured_export, example_crops).save(tmp_path_factory.mktemp("bundles") / "contrast")
 
 
 @pytest.fixture
@@ -105,6 +116,16 @@ def known_bundle(
     return detector.save(tmp_path_factory.mktemp("bundles") / "known")
 
 
+def fit_tiny(export: Path, crops: npt.NDArray[np.uint8]) -> Detector:
+    """A detector called "tiny", fitted to crops."""
+    encoder = read_encoder(export)
+    features = Encoder(encoder.xml).encode(crops)
+    groups = [str(number) for number in range(len(features))]
+    return Detector.fit(
+        features, groups, encoder, name="tiny", population="the examples", licence="CC0-1.0", n_components=2
+    )
+
+
 def coarse(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A picture of half as many pixels, each twice as large, with little blue: what a poor generator might make."""
     half = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -112,17 +133,20 @@ def coarse(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_NEAREST) * (1, 1, 0.4), dtype=np.uint8)
 
 
-def write_tiny_encoder(folder: Path, seed: int) -> EncoderExport:
+def write_tiny_encoder(folder: Path, seed: int, *, textures: bool = False) -> EncoderExport:
     """Write a tiny graph with its preprocessing, as an export."""
     folder.mkdir(parents=True)
-    save_tiny_graph(folder / "encoder.xml", seed)
-    settings = {**TINY.to_json(), "backbone": "tiny", "feature_dim": TINY_DIM}
+    save_tiny_graph(folder / "encoder.xml", seed, textures=textures)
+    more = TINY_TEXTURES if textures else 0
+    export = EncoderExport(folder / "encoder.xml", TINY, "tiny", TINY_DIM + more, {}, more)
+    settings = {**TINY.to_json(), **export.described}
     (folder / "preprocessing.json").write_text(json.dumps(settings), "utf-8")
     return read_encoder(folder)
 
 
-def save_tiny_graph(path: Path, seed: int) -> None:
-    """Write an OpenVINO graph of random weights: convolution, ReLU, average, linear."""
+def save_tiny_graph(path: Path, seed: int, *, textures: bool = False) -> None:
+    """Write an OpenVINO graph of random weights: convolution, ReLU, average, linear; textures are moments of the
+    maps."""
     import openvino
     from openvino import opset13 as ops
 
@@ -135,5 +159,9 @@ def save_tiny_graph(path: Path, seed: int) -> None:
     maps = ops.relu(ops.convolution(normalised, kernel, [2, 2], [0, 0], [0, 0], [1, 1]))
     pooled = ops.reduce_mean(maps, np.array([2, 3]), keep_dims=False)
     feature = ops.matmul(pooled, rng.normal(0, 1, (TINY_DIM, 16)).astype(np.float32), False, True)
+    if textures:
+        away = ops.subtract(maps, ops.reduce_mean(maps, np.array([2, 3]), keep_dims=True))
+        deviations = ops.sqrt(ops.reduce_mean(ops.multiply(away, away), np.array([2, 3]), keep_dims=False))
+        feature = ops.concat([feature, pooled, deviations], 1)
     feature.output(0).get_tensor().set_names({"feature"})
     openvino.save_model(openvino.Model([feature], [crops], "tiny"), path, compress_to_fp16=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY_DIM, TINY_TEXTURES
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from lensborn.bench.tables import Judged, make_tables
 from lensborn.bench.views import View
 from lensborn.calibration import Conformal, combined_p
 from lensborn.cli import app
+from lensborn.contrast import Contrast
 from lensborn.datasets.pictures import Picture, pictures_of_folder
 from lensborn.detector import Detector
 from lensborn.photo import read_photo
@@ -230,6 +232,34 @@ def test_a_refitted_encoder_is_fitted_to_the_named_photographs(detector):
     assert all(alarms[name] < 0.15 for name in ("a", "b", ALL))
     own = judged(entry, EQUALISED, "a")
     assert np.mean(own.scores[n : 2 * n] >= own.threshold) > 0.99  # b is strange to a
+
+
+def test_an_encoder_with_textures_is_refitted_as_it_was_fitted(contrast_bundle):
+    mine = BundleContestant(Detector.load(contrast_bundle.path), refits=True)
+    rng = np.random.default_rng(0)
+    n = 480
+    features = rng.normal(0, 1, (n + 60, TINY_DIM + TINY_TEXTURES))
+    features[n:, :TINY_DIM] *= 4
+    pictures = [
+        Picture(Path("x"), f"{k}", "a" if k < n else "g", "real" if k < n else "fake") for k in range(n + 60)
+    ]
+    size = len(pictures)
+    seen = Condition([None] * size, [None] * size, np.full((size, 0), math.nan), {mine.name: features})
+    observed = Observed(pictures, [""] * size, np.full(size, 300.0), {EQUALISED: seen})
+    judged = Judged(observed, reference=True, alpha=0.05, refit=Refit())
+    found = judged(entries_of([mine])[1], EQUALISED, "a")
+    for_fit = parts_of(pictures, reference=True) == FIT
+    np.testing.assert_array_equal(
+        found.scores, Contrast.fit(features[for_fit], TINY_TEXTURES).score(features)
+    )
+    assert np.mean(found.scores[n:] >= found.threshold) > 0.9
+    mixtures = Judged(observed, reference=True, alpha=0.05, refit=Refit(contrasts=False, n_components=(1,)))
+    assert (mixtures(entries_of([mine])[1], EQUALISED, "a").scores != found.scores).any()
+    few = Condition([None] * size, [None] * size, np.full((size, 0), math.nan), {mine.name: features.copy()})
+    few.observed[mine.name][100:n] = math.nan
+    observed = Observed(pictures, [""] * size, np.full(size, 300.0), {EQUALISED: few})
+    judged = Judged(observed, reference=True, alpha=0.05, refit=Refit())
+    assert judged(entries_of([mine])[1], EQUALISED, "a") is None  # too few are left to fit to
 
 
 # --- tables -------------------------------------------------------------------------------------------

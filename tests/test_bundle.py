@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from lensborn import bundle as module
 from lensborn.bundle import Bundle, BundleError, read_bundle, write_bundle
 from lensborn.calibration import Conformal
+from lensborn.contrast import Contrast
 from lensborn.density import fit_mixture
 
 RNG = np.random.default_rng(0)
@@ -48,13 +49,21 @@ def write(path: Path, **options: Any) -> Bundle:
         path,
         **{
             "encoder_files": ENCODER,
-            "mixture": MIXTURE,
+            "density": MIXTURE,
             "conformal": CONFORMAL,
             "manifest": MANIFEST,
             "card": "# Trial\n",
             **options,
         },
     )
+
+
+CONTRAST = Contrast.fit(FEATURES, 2)
+TEXTURED = {**MANIFEST, "encoder": {**MANIFEST["encoder"], "texture_dim": 2}}
+
+
+def write_contrast(path: Path, **options: Any) -> Bundle:
+    return write(path, **{"density": CONTRAST, "manifest": TEXTURED, **options})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -78,7 +87,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     bundle = read_bundle(folder)
     assert bundle.name == "trial-1"
     assert bundle.encoder_xml.read_bytes() == b"<net/>"
-    assert (bundle.mixture.score(FEATURES) == MIXTURE.score(FEATURES)).all()
+    assert (bundle.density.score(FEATURES) == MIXTURE.score(FEATURES)).all()
     assert (bundle.conformal.scores == CONFORMAL.scores).all()
     assert bundle.sha256 == hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
     assert (folder / "CARD.md").read_text() == "# Trial\n"
@@ -88,6 +97,41 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert {key: bundle.manifest[key] for key in ("training", "measured")} == {
         key: MANIFEST[key] for key in ("training", "measured")
     }
+
+
+def test_a_contrast_that_was_written_is_read(tmp_path: Path) -> None:
+    bundle = write_contrast(tmp_path / "b")
+    assert isinstance(bundle.density, Contrast)
+    assert (bundle.density.score(FEATURES) == CONTRAST.score(FEATURES)).all()
+    assert bundle.manifest["density"] == CONTRAST.settings()
+    assert bundle.manifest["encoder"]["texture_dim"] == 2
+
+
+def test_a_mixture_tells_nothing_of_textures(folder: Path) -> None:
+    """So that bundles of before there were any keep their hashes."""
+    manifest = json.loads((folder / "bundle.json").read_text())
+    assert "texture_dim" not in manifest["encoder"] and "kind" not in manifest["density"]
+    manifest["density"]["kind"] = "mixture"
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    assert (read_bundle(folder).density.score(FEATURES) == MIXTURE.score(FEATURES)).all()
+
+
+@pytest.mark.parametrize("kind", ["flow", None, 1, ["contrast"]])
+def test_an_unknown_kind_of_density_names_the_remedy(folder: Path, kind: Any) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["density"]["kind"] = kind
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"density\.kind .* install a newer lensborn"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("textures", [-1, 4, 5, 1.0, True, None, "2", 3])
+def test_textures_that_do_not_fit_are_refused(tmp_path: Path, textures: Any) -> None:
+    manifest = {**MANIFEST, "encoder": {**MANIFEST["encoder"], "texture_dim": textures}}
+    with pytest.raises(BundleError, match="texture"):
+        write_contrast(tmp_path / "b", manifest=manifest)
+    with pytest.raises(BundleError, match="as many textures"):
+        write_contrast(tmp_path / "b", manifest=MANIFEST)
 
 
 def test_every_other_file_is_pinned(folder: Path) -> None:
@@ -296,7 +340,7 @@ VALUES = st.recursive(
     ),
     max_leaves=4,
 )
-PLAIN = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PLAIN = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -305,9 +349,11 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] * bool(path) + [found for key, item in inner for found in paths_of(item, (*path, key))]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    path = write(tmp_path_factory.mktemp("whole") / "b").path
+@pytest.fixture(scope="module", params=[write, write_contrast], ids=["mixture", "contrast"])
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, bytes]]:
+    path = request.param(tmp_path_factory.mktemp("whole") / "b").path
     return path, contents(path)
 
 
@@ -315,7 +361,7 @@ def read_or_refuse(path: Path, files: dict[str, bytes]) -> None:
     """Read a changed bundle: it is whole, or BundleError; anything else fails the test. Then restore it."""
     try:
         loaded = read_bundle(path)
-        assert np.isfinite(loaded.mixture.score(FEATURES)).all()
+        assert np.isfinite(loaded.density.score(FEATURES)).all()
     except BundleError as error:
         assert str(error)
     finally:

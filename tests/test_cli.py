@@ -23,7 +23,9 @@ import lensborn
 from lensborn import report
 from lensborn.bundle import Bundle, read_bundle
 from lensborn.cli import app
+from lensborn.contrast import Contrast
 from lensborn.datasets.corpus import COLUMNS, split_of, write_table
+from lensborn.density import Mixture
 
 ROOT = Path(__file__).parent.parent
 MAIN = "from lensborn.cli import main; main()"
@@ -318,6 +320,31 @@ def test_fit_from_photographs(tiny_export: Path, examples: Path, tmp_path: Path)
     lines, status = detect(read_bundle(out), examples)
     assert (len(lines), status) == (4, 0)
     assert run("fit", photos, "--encoder", out, "--out", out, *FIT).exit_code == 2  # it exists
+
+
+def test_fit_takes_the_density_that_suits_the_encoder(
+    tiny_export: Path, textured_export: Path, examples: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    save_portraits(photos, examples, 100)
+    save_portraits(photos / "some", examples, 40)
+
+    def fitted(export: Path, *options: object, of: Path = photos) -> Any:
+        return run("fit", of, "--encoder", export, "--out", tmp_path / "out", "--overwrite", *options)
+
+    for option in (("--components", 8), ("--seed", 0), ("--l2",)):
+        refused = fitted(textured_export, *option)
+        assert refused.exit_code == 2
+        assert f"{option[0]}: a contrast has no such settings" in " ".join(refused.stderr.split())
+    refused = fitted(tiny_export, "--density", "contrast")
+    assert refused.exit_code == 2
+    assert "fit a mixture" in " ".join(refused.stderr.split())
+    found = fitted(textured_export)
+    assert found.exit_code == 0, found.output
+    assert isinstance(read_bundle(tmp_path / "out").density, Contrast)
+    assert "n_textures" in run("info", tmp_path / "out").stdout
+    assert fitted(textured_export, "--density", "mixture", *FIT, of=photos / "some").exit_code == 0
+    assert isinstance(read_bundle(tmp_path / "out").density, Mixture)
 
 
 def test_an_interrupted_fit_continues(tiny_export: Path, examples: Path, tmp_path: Path) -> None:

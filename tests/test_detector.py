@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import TINY_DIM
+from conftest import TINY_DIM, TINY_TEXTURES
 
 from lensborn import defaults
 from lensborn import detector as module
 from lensborn.bundle import Bundle, BundleError
 from lensborn.calibration import Conformal
+from lensborn.contrast import Contrast
+from lensborn.density import Mixture
 from lensborn.detector import Detector, ModelInfo, half_of, judge
 from lensborn.features import read_encoder
 from lensborn.graph import cores, threads
@@ -89,7 +91,7 @@ def test_a_face_without_a_finite_score_is_no_verdict(
     detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        detector, "mixture", type("Broken", (), {"score": lambda _, f: np.full(len(f), np.nan)})()
+        detector, "density", type("Broken", (), {"score": lambda _, f: np.full(len(f), np.nan)})()
     )
     detection = detector.detect(examples / "generated-man.jpg")
     assert (detection.status, detection.faces) == ("unreadable", ())
@@ -200,14 +202,48 @@ def test_fit_keeps_groups_together_and_the_promise(tiny_export: Path) -> None:
         features, groups, read_encoder(tiny_export), name="n", population="normal", n_components=2
     )
     calibrate = np.array([half_of(group) == "calibrate" for group in groups])
-    expected = Conformal.fit(fitted.mixture.score(features[calibrate])).scores
+    expected = Conformal.fit(fitted.density.score(features[calibrate])).scores
     np.testing.assert_array_equal(fitted.conformal.scores, expected)
-    fresh = fitted.mixture.score(rng.normal(size=(4000, TINY_DIM)).astype(np.float32))
+    fresh = fitted.density.score(rng.normal(size=(4000, TINY_DIM)).astype(np.float32))
     flagged = (fitted.conformal.p_values(fresh) <= 0.05).mean()
     assert flagged == pytest.approx(0.05, abs=0.02)
     by_construction, honest = fitted.manifest["measured"][1:]
     assert by_construction["share"] <= 0.05
     assert honest["low"] <= 0.05 <= honest["high"]
+
+
+def test_an_encoder_with_textures_gets_a_contrast(
+    contrast_bundle: Bundle, tiny_bundle: Bundle, example_crops: npt.NDArray[np.uint8], examples: Path
+) -> None:
+    detector = Detector.load(contrast_bundle.path)
+    assert isinstance(detector.density, Contrast)
+    assert detector.encoder_export.texture_dim == detector.density.n_textures == TINY_TEXTURES
+    assert not isinstance(Detector.load(tiny_bundle.path).density, Contrast)
+    features = detector.encoder.encode(example_crops)
+    for_fit = [half_of(str(number)) == "fit" for number in range(len(features))]
+    again = Contrast.fit(features[for_fit], TINY_TEXTURES)
+    np.testing.assert_array_equal(detector.score(example_crops), again.score(features))
+    assert f"{TINY_DIM} features and {TINY_TEXTURES} textures. Contrast fitted on\n" in detector.card
+    for detection in detector.detect_many([examples / "generated-man.jpg", examples / "group-of-eight.jpg"]):
+        assert detection.status == "ok" and all(0 < face.p_value <= 1 for face in detection.faces)
+        assert detection == detector.detect(detection.path)
+
+
+def test_the_density_can_be_chosen(textured_export: Path, tiny_export: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(300, TINY_DIM + TINY_TEXTURES)).astype(np.float32)
+    groups = [str(number) for number in range(len(features))]
+    textured, plain = read_encoder(textured_export), read_encoder(tiny_export)
+    told = {"name": "n", "population": "p"}
+    mixture = Detector.fit(features, groups, textured, **told, density="mixture", n_components=1)
+    assert isinstance(mixture.density, Mixture)
+    assert "Mixture fitted on" in mixture.card
+    with pytest.raises(ValueError, match="this one does not: fit a mixture"):
+        Detector.fit(features[:, :TINY_DIM], groups, plain, **told, density="contrast")
+    with pytest.raises(ValueError, match="density must be one of"):
+        Detector.fit(features, groups, textured, **told, density="contrasts")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a contrast needs 50 .* add photographs, or take a larger alpha"):
+        Detector.fit(features[:80], groups[:80], textured, **told)
 
 
 def test_too_few_photographs_are_refused_with_a_remedy(tiny_export: Path) -> None:

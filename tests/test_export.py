@@ -62,7 +62,7 @@ def test_the_shipped_model_scores_alike_as_onnx(examples: Path, tmp_path: Path) 
     assert "encoder: within" in result.output and "3 faces" in result.output
     detector = Detector.load()
     for picture in pictures:
-        (score,) = detector.mixture.score(features_by_the_description(tmp_path / "onnx", "encoder", picture))
+        (score,) = detector.density.score(features_by_the_description(tmp_path / "onnx", "encoder", picture))
         assert score == pytest.approx(detector.detect(picture).faces[0].score, abs=1e-3)
 
 
@@ -80,6 +80,14 @@ def test_what_is_written(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert network["parity"]["random"]["largest_difference"] < network["parity"]["tolerance"]
     assert "faces" not in network["parity"]
     assert data == (tmp_path / "two" / "encoder.onnx").read_bytes()
+
+
+def test_textures_go_along(contrast_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
+    export_bundle(contrast_bundle, tmp_path / "onnx", [examples / PORTRAITS[0]])
+    detector = Detector.load(contrast_bundle.path)
+    features = features_by_the_description(tmp_path / "onnx", "encoder", examples / PORTRAITS[0])
+    (score,) = detector.density.score(features)
+    assert score == pytest.approx(detector.detect(examples / PORTRAITS[0]).faces[0].score, abs=1e-3)
 
 
 def test_the_known_channel_goes_along(known_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
@@ -139,7 +147,7 @@ def with_graph(bundle: Bundle, graph: openvino.Model, folder: Path) -> Bundle:
     return write_bundle(
         folder / "whole",
         encoder_files=files,
-        mixture=bundle.mixture,
+        density=bundle.density,
         conformal=bundle.conformal,
         manifest=bundle.manifest,
         card="",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import TINY, TINY_DIM, write_tiny_encoder
+from conftest import TINY, TINY_DIM, TINY_TEXTURES, write_tiny_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +90,19 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path, tiny_export: Path) -> Non
         read_encoder(tmp_path)
     with pytest.raises(BundleError, match="not a graph"):
         Encoder(tmp_path / "encoder.xml")
+
+
+@pytest.mark.parametrize(
+    "value", [-1, TINY_DIM + TINY_TEXTURES, "many", None, [], float("inf"), float("nan")]
+)
+def test_textures_are_some_of_the_features(textured_export: Path, tmp_path: Path, value: object) -> None:
+    export = read_encoder(textured_export)
+    assert (export.feature_dim, export.texture_dim) == (TINY_DIM + TINY_TEXTURES, TINY_TEXTURES)
+    (tmp_path / "encoder.xml").write_text("<net/>")
+    settings = json.loads((textured_export / "preprocessing.json").read_text())
+    (tmp_path / "preprocessing.json").write_text(json.dumps({**settings, "texture_dim": value}))
+    with pytest.raises(BundleError, match="malformed"):
+        read_encoder(tmp_path)
 
 
 @given(JSON)

@@ -1,6 +1,8 @@
 """The ladder of tools/: destroyed traces keep the picture, and a rung trains and is measured as it was trained."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,14 @@ if not TOOLS.is_dir():
 sys.path.insert(0, str(TOOLS))
 
 import ladder  # noqa: E402
+import ship  # noqa: E402
 import traces  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from test_training import corpus  # noqa: E402, F401 - a fixture
 
 from lensborn.datasets.corpus import read_corpus, split_of  # noqa: E402
+from lensborn.detector import Detector  # noqa: E402
+from lensborn.features import Encoder, read_encoder  # noqa: E402
 
 
 def picture(seed=0, side=90):
@@ -135,3 +141,92 @@ def test_a_rung_trains_and_is_measured_as_it_was_trained(corpus, tmp_path, chang
     assert_allclose(found[layers[1]], moments, atol=1e-3 + 1e-3 * float(moments.abs().max()))
     with pytest.raises(ValueError, match="no stage 6"):
         ladder.columns(tmp_path / "run-0", [0, 6])
+
+
+@pytest.fixture(scope="module")
+def rung(tmp_path_factory):
+    """A finished run of random weights, whose normalisations know the faces of `noise`."""
+    settings = ladder.Rung(tasks=("ranking", "manipulation", "trace"))
+    torch.manual_seed(0)
+    model = ladder.RungModel(settings)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.from_numpy(noise(4).transpose(0, 3, 1, 2)).float())
+    run = tmp_path_factory.mktemp("ladder") / "five-trace-0"
+    run.mkdir()
+    save_file(model.state_dict(), run / "best.safetensors")
+    (run / "settings.json").write_text(json.dumps(asdict(settings)))
+    best = {"rank_iso": 0.7, "manipulation_auc": 0.8, "trace_auc": 0.9}
+    data = {"train": {"crops": 50, "sources": 7}}
+    card = {"settings": asdict(settings), "data": data, "best_epoch": best, "versions": {"torch": "2"}}
+    (run / "card.json").write_text(json.dumps(card))
+    return run
+
+
+def noise(n):
+    """Faces of noise, smooth or sharp."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (n, ladder.SIDE // 8, ladder.SIDE // 8, 3))
+    fine = rng.normal(0, 20, (n, ladder.SIDE, ladder.SIDE, 3)) * rng.uniform(0, 2, (n, 1, 1, 1))
+    return np.clip(coarse.repeat(8, 1).repeat(8, 2) + fine, 0, 255).astype(np.uint8)
+
+
+def test_a_rung_is_exported_with_its_textures(rung):
+    assert ladder.export(rung) == rung / "encoder.xml"
+    export = read_encoder(rung)
+    assert (export.backbone, export.preprocessing.size) == ("efficientnet_lite0_short", ladder.SIDE)
+    assert (export.feature_dim, export.texture_dim) == (ladder.FEATURES + 2 * (40 + 80), 2 * (40 + 80))
+    assert export.training["best_epoch"]["trace_auc"] == 0.9
+    faces = noise(3)
+    found = Encoder(export.xml).encode(faces)
+    model = ladder.trained(rung).eval()
+    seen = []
+    for block in (4, 7):  # the last of stages 3 and 4
+        model.encoder.backbone._blocks[block].register_forward_hook(lambda *given: seen.append(given[2]))
+    with torch.no_grad():
+        features = model(torch.from_numpy(faces.transpose(0, 3, 1, 2)).float())
+    moments = [moment for maps in seen for moment in (maps.mean((2, 3)), maps.std((2, 3), correction=0))]
+    wanted = torch.cat([features, *moments], 1).numpy()
+    assert wanted.std(axis=0).min() > 0
+    assert np.abs(found - wanted).max() < 0.02 * wanted.std()
+    # about what the experiments saw of its patches: the maps differ at their borders alone
+    patches = [faces[:, y : y + 128, x : x + 128] for y, x in ladder.grid(ladder.rung_of(rung))]
+    with torch.no_grad():
+        layers = ladder.Layers(ladder.trained(rung), ladder.TEXTURES).eval()
+        looks = [layers(torch.from_numpy(one.transpose(0, 3, 1, 2)).float()).numpy() for one in patches]
+    assert np.corrcoef(np.mean(looks, axis=0).ravel(), found.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("changes", [{"view": "face"}, {"sees": "residual"}, {"shuffle": 32}])
+def test_a_rung_that_sees_something_else_is_not_exported(tmp_path, changes):
+    (tmp_path / "settings.json").write_text(json.dumps(asdict(ladder.Rung(**changes))))
+    with pytest.raises(ValueError, match="take a rung that sees patches of RGB"):
+        ladder.export(tmp_path)
+
+
+def test_a_rung_becomes_the_first_channel(rung, tmp_path):
+    export = ship.encoder_of(rung)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(240, export.feature_dim)).astype(np.float32)
+    groups = [str(number) for number in range(240)]
+    detector = Detector.fit(features, groups, export, name="trial", population="noise", **ship.DENSITY)
+    card = ship.card(detector, [])
+    for words in (
+        "efficientnet_lite0_short, 192 px, trained on patches of 128 px, started from ImageNet weights",
+        "to rank pairs of photographs by four EXIF tags, to spot manipulated faces and to spot faces whose",
+        "50 crops, 7 sources",
+        "less 0.5 times how far its textures",
+        "rank accuracy iso 0.700; manipulated against pristine, AUC 0.800; without its trace",
+    ):
+        assert words in " ".join(card.split())
+    detector.card = card
+    bundle = detector.save(tmp_path / "bundle")
+    faces = noise(2)
+    assert_array_equal(Detector.load(bundle.path).score(faces), detector.score(faces))
+    pytest.importorskip("onnx", reason="needs pip install 'lensborn[onnx]'")
+    from lensborn.export import export_bundle
+
+    described = export_bundle(bundle, tmp_path / "onnx")  # which compares the two
+    assert described["networks"]["encoder"]["output"]["shape"] == ["N", export.feature_dim]

@@ -36,14 +36,16 @@ from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
 from lensborn.photo import digest_of, read_photo
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
+from lensborn.pretext.export import write_export
 from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve, device
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
-from lensborn.pretext.model import Encoder
-from lensborn.pretext.train import rank_accuracy
+from lensborn.pretext.model import Encoder, moments
+from lensborn.pretext.train import rank_accuracy, summary_of
 
 SIDE = 192  # px at which a delivered face is looked at
 FEATURES = 128
+TEXTURES = (3, 4)  # stages whose moments go beside the features of an encoder that is shipped
 FIRST = (160, 257)  # px: side of a face when it is manipulated
 DELIVERIES = {"none": None, "mild": Delivery(), "rough": ROUGH}
 CATEGORIES = ("make", "flash", "edited")  # of BLADES' tags, those that the corpus has
@@ -307,7 +309,7 @@ class Climb(Loop):
         held_out = Rungs(crops["validate"], rung, means)
         self.validation = DataLoader(held_out, batch_size=rung.batch, **shared)
         loader = DataLoader(Rungs(crops["train"], rung, means), batch_sampler=batches, **shared)
-        self.summary = {split: {"crops": len(some)} for split, some in crops.items()}
+        self.summary = {split: summary_of(some) for split, some in crops.items()}
         super().__init__(rung, model, batches, loader, out, progress=progress)
 
     def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -488,21 +490,22 @@ def _rebuilding(network: Decoding) -> traces.Decoder:
 
 
 class Layers(nn.Module):
-    """Patches (N, 3, P, P) to the features, then the mean and deviation of each stage's channels over the patch."""
+    """Patches (N, 3, P, P) to the features, then the mean and deviation of each channel over the patch, of the maps
+    of some stages; they count from 1, None is all."""
 
-    def __init__(self, model: RungModel) -> None:
+    def __init__(self, model: RungModel, stages: Sequence[int] | None = None) -> None:
         super().__init__()
         self.model = model
         self.maps: list[Tensor] = []
-        for stage in model.encoder.backbone.stages():
-            stage[-1].register_forward_hook(lambda _module, _given, out: self.maps.append(out))
+        for number, stage in enumerate(model.encoder.backbone.stages(), start=1):
+            if stages is None or number in stages:
+                stage[-1].register_forward_hook(lambda _module, _given, out: self.maps.append(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         self.maps.clear()
         features = self.model(x)
-        moments = [moment for maps in self.maps for moment in (maps.mean((2, 3)), maps.std((2, 3)))]
-        return torch.cat([features, *moments], 1)
+        return torch.cat([features, *map(moments, self.maps)], 1)
 
 
 def rung_of(run: Path) -> Rung:
@@ -513,13 +516,22 @@ def rung_of(run: Path) -> Rung:
     )
 
 
+def trained(run: Path) -> RungModel:
+    """The model of a finished run, with its best weights."""
+    model = RungModel(rung_of(run))
+    model.load_state_dict(load_file(run / BEST))
+    return model
+
+
 @cache
 def layer_widths(run: Path) -> tuple[int, ...]:
     """Numbers of each layer that `RungExtractor` gives: of the features, and of the moments of each stage."""
-    rung = rung_of(run)
+    return _widths(Layers(RungModel(rung_of(run))).eval())
+
+
+def _widths(layers: Layers) -> tuple[int, ...]:
     with torch.no_grad():
-        layers = Layers(RungModel(rung).eval())
-        layers(torch.zeros(1, 3, rung.patch, rung.patch))
+        layers(torch.zeros(1, 3, SIDE, SIDE))
     return (FEATURES, *(2 * maps.shape[1] for maps in layers.maps))
 
 
@@ -530,6 +542,24 @@ def columns(run: Path, layers: Sequence[int]) -> NDArray[np.intp]:
         raise ValueError(f"{run.name} has {len(widths) - 1} stages, no stage {unknown[0]}")
     places = [np.arange(sum(widths[:layer]), sum(widths[: layer + 1])) for layer in layers]
     return np.concatenate(places)
+
+
+def export(run: Path) -> Path:
+    """Write a finished run's encoder into it, for `features.read_encoder`; returns encoder.xml.
+
+    It looks at a whole face at once, SIDE pixels wide: the same maps as of patches, but at their borders, for half
+    the work. Beside the features it gives the moments of the stages TEXTURES (docs/experiments.md, 17). Raises
+    ValueError for a rung that does not see patches of RGB as they are.
+    """
+    rung = rung_of(run)
+    if (rung.view, rung.sees, rung.shuffle) != ("patch", "rgb", 0):
+        raise ValueError(
+            f"{run.name} cannot be exported, as it sees {rung.view} of {rung.sees}, shuffled by {rung.shuffle} px: "
+            "take a rung that sees patches of RGB, not shuffled"
+        )
+    layers = Layers(trained(run), TEXTURES).eval()
+    widths = _widths(layers)
+    return write_export(layers, run, rung.backbone, SIDE, sum(widths), sum(widths[1:]))
 
 
 class RungExtractor:
@@ -546,10 +576,9 @@ class RungExtractor:
 
     @cached_property
     def _network(self) -> ov.CompiledModel:
-        model = RungModel(self.rung)
-        model.load_state_dict(load_file(self.run / BEST))
         graph = ov.convert_model(
-            Layers(model).eval(), example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch)
+            Layers(trained(self.run)).eval(),
+            example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch),
         )
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         return ov.Core().compile_model(graph, "CPU", options)

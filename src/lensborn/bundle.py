@@ -22,7 +22,8 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from lensborn.calibration import Conformal
-from lensborn.density import Mixture
+from lensborn.contrast import Contrast
+from lensborn.density import Density, Mixture
 from lensborn.logistic import KnownHead
 
 FORMAT = 1
@@ -42,6 +43,7 @@ KNOWN_XML, KNOWN_BIN = "known.xml", "known.bin"
 KNOWN_SEEN = "known-seen.txt"
 KNOWN_KEY = "known_generator"  # of bundle.json, where there is such a channel
 
+_DENSITIES: dict[str, type[Mixture] | type[Contrast]] = {"mixture": Mixture, "contrast": Contrast}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, so nothing can point elsewhere
 _SEEN_LINE = re.compile(r"[0-9a-f]{16}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -101,7 +103,7 @@ class Bundle:
 
     path: Path
     manifest: dict[str, Any]
-    mixture: Mixture
+    density: Density
     conformal: Conformal
     sha256: str
     seen: frozenset[str] = frozenset()
@@ -139,24 +141,19 @@ def read_bundle(path: str | Path) -> Bundle:
             contents[name] = _arrays(name, data)
         elif name in (SEEN, KNOWN_SEEN):
             lists[name] = _seen(data, name)
-    try:
-        mixture = Mixture.from_arrays(contents[DENSITY], manifest["density"])
-    except ValueError as error:
-        raise BundleError(f"{DENSITY}: {error}; {_AGAIN}") from error
-    if mixture.n_features != manifest["encoder"]["feature_dim"]:
-        raise BundleError(f"{DENSITY} does not take as many features as the encoder gives: {_AGAIN}")
+    density = _density(contents[DENSITY], manifest)
     conformal = _conformal(contents[CALIBRATION], manifest["calibration"]["n"])
     nothing: frozenset[str] = frozenset()
     known = _known(manifest.get(KNOWN_KEY), contents.get(KNOWN), lists.get(KNOWN_SEEN, nothing))
     sha256 = hashlib.sha256(text).hexdigest()
-    return Bundle(folder, manifest, mixture, conformal, sha256, lists.get(SEEN, nothing), known)
+    return Bundle(folder, manifest, density, conformal, sha256, lists.get(SEEN, nothing), known)
 
 
 def write_bundle(
     path: str | Path,
     *,
     encoder_files: Mapping[str, Path | bytes],
-    mixture: Mixture,
+    density: Density,
     conformal: Conformal,
     manifest: Mapping[str, Any],
     card: str,
@@ -168,10 +165,10 @@ def write_bundle(
     """Write a bundle to the folder path, whole or not at all, and read it back.
 
     encoder_files: `encoder.xml` and its companions, by the name they get. manifest: name, created, licence,
-    preprocessing, encoder (backbone, feature_dim), calibration (alpha, population), training, measured,
-    versions and whatever else is JSON; the rest follows from the other arguments. seen: see Bundle. known: the
-    second channel, whose graph, `known.xml` and its companions, is in known_files. The same arguments give the same
-    bytes, and those of the first channel do not depend on the second.
+    preprocessing, encoder (backbone, feature_dim, maybe texture_dim), calibration (alpha, population),
+    training, measured, versions and whatever else is JSON; the rest follows from the other arguments. seen: see
+    Bundle. known: the second channel, whose graph, `known.xml` and its companions, is in known_files. The same
+    arguments give the same bytes, and those of the first channel do not depend on the second.
 
     Raises BundleError where path exists (with overwrite: exists and is no bundle) or where the result could
     not be read back, OSError where the disk refuses.
@@ -185,7 +182,7 @@ def write_bundle(
     if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN, KNOWN, KNOWN_SEEN} & set(graphs):
         raise BundleError(f"encoder files cannot be called {sorted(taken)}: choose other names")
     contents = {name: data if isinstance(data, bytes) else data.read_bytes() for name, data in graphs.items()}
-    contents[DENSITY] = _save(mixture.to_arrays())
+    contents[DENSITY] = _save(density.to_arrays())
     contents[CALIBRATION] = _save({"scores": conformal.scores})
     contents[CARD] = card.encode()
     for name, prefixes in ((SEEN, seen), (KNOWN_SEEN, known.seen if known else ())):
@@ -195,7 +192,7 @@ def write_bundle(
     if known is not None:
         contents[KNOWN] = _save(known.head.to_arrays())
         document[KNOWN_KEY] = _known_manifest(known, sorted(known_files or {}))
-    text = _manifest_text(document, sorted(encoder_files), mixture, conformal, contents)
+    text = _manifest_text(document, sorted(encoder_files), density, conformal, contents)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
@@ -227,7 +224,7 @@ def _put_in_place(fresh: Path, target: Path) -> None:
 def _manifest_text(
     manifest: Mapping[str, Any],
     encoder_names: list[str],
-    mixture: Mixture,
+    density: Density,
     conformal: Conformal,
     contents: Mapping[str, bytes],
 ) -> bytes:
@@ -239,7 +236,7 @@ def _manifest_text(
         **manifest,
         "format": FORMAT,
         "encoder": {**encoder, "files": encoder_names},
-        "density": mixture.settings(),
+        "density": density.settings(),
         "calibration": {**calibration, "n": int(conformal.scores.size)},
         "files": {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)},
     }
@@ -314,6 +311,23 @@ def _seen(data: bytes, name: str) -> frozenset[str]:
     return frozenset(lines)
 
 
+def _density(arrays: Mapping[str, Any], manifest: Mapping[str, Any]) -> Density:
+    """What the arrays are, by the kind that bundle.json gives: a mixture where it gives none."""
+    settings, encoder = manifest["density"], manifest["encoder"]
+    kind = settings.get("kind", "mixture")
+    if not isinstance(kind, str) or kind not in _DENSITIES:
+        raise BundleError(f"{MANIFEST}: density.kind {kind!r} is not known here: install a newer lensborn")
+    try:
+        density = _DENSITIES[kind].from_arrays(arrays, settings)
+    except ValueError as error:
+        raise BundleError(f"{DENSITY}: {error}; {_AGAIN}") from error
+    if density.n_features != encoder["feature_dim"]:
+        raise BundleError(f"{DENSITY} does not take as many features as the encoder gives: {_AGAIN}")
+    if isinstance(density, Contrast) and density.n_textures != encoder.get("texture_dim"):
+        raise BundleError(f"{DENSITY} does not take as many textures as the encoder gives: {_AGAIN}")
+    return density
+
+
 def _conformal(arrays: Mapping[str, Any], n: int) -> Conformal:
     scores = arrays.get("scores")
     if scores is None or scores.dtype != np.float64 or scores.shape != (n,):
@@ -383,6 +397,10 @@ def _check_manifest(manifest: Any) -> None:
         "preprocessing.size must lie in 1..4096": 1 <= preprocessing["size"] <= 4096,
         "preprocessing.mean must be three numbers": _is_triple(preprocessing["mean"]),
         "preprocessing.std must be three positive numbers": _is_triple(preprocessing["std"], positive=True),
+        "encoder.texture_dim must be an integer below encoder.feature_dim": _has_type(
+            textures := encoder.get("texture_dim", 0), int
+        )
+        and 0 <= textures < encoder["feature_dim"],
         "calibration.alpha must lie between 0 and 1": 0 < manifest["calibration"]["alpha"] < 1,
         "measured must be a list of objects": all(isinstance(row, dict) for row in manifest["measured"]),
         f"files must name at most {MAX_FILES} files": len(files) <= MAX_FILES,

@@ -7,11 +7,12 @@ section 3. With the feature x taken to y = (x [/ |x|] - offset) [W],
 
 Each covariance is kept as the factor P_k of its inverse, S_k^-1 = P_k P_k^T, so that scoring is one matrix
 product a component. What fits it is imported only then. What is promised and what is not: docs/density.md.
+Another score in its place: `contrast`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +33,27 @@ FINITE = float(np.finfo(np.float32).max)  # larger values are taken for infinite
 
 class SingularError(ValueError):
     """A covariance has no usable inverse: there is too little data for its dimensions."""
+
+
+class Density(Protocol):
+    """What says how unlike photographs a feature is, and travels in a bundle: `Mixture`, or `contrast.Contrast`."""
+
+    @property
+    def n_features(self) -> int:
+        """D, the dimension of the features that it takes."""
+        ...
+
+    def score(self, features: ArrayLike) -> NDArray[np.float64]:
+        """Of features (N, D): (N,), higher = more anomalous."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the arrays, JSON-able."""
+        ...
+
+    def to_arrays(self) -> dict[str, Floats]:
+        """The arrays by name."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +208,7 @@ def fit_mixture(
     Raises ValueError for features or settings that cannot be used, SingularError (a ValueError too) where a
     covariance has no inverse.
     """
-    rows = _prepare(features, l2_normalise=False)
+    rows = checked(features)
     candidates = [n_components] if isinstance(n_components, int) else list(n_components)
     if not candidates or min(candidates) < 1:
         raise ValueError(f"n_components must be 1 or more, or a sequence of such, not {n_components!r}")
@@ -220,8 +242,8 @@ def fit_mixture(
     return Mixture.from_arrays(mixture.to_arrays(), {**mixture.settings(), "held_out": table})
 
 
-def _prepare(features: ArrayLike, l2_normalise: bool, dims: int | None = None) -> NDArray[np.float64]:
-    """Features checked, as (N, D) float64, of length 1 where wanted (zeros have no direction and stay)."""
+def checked(features: ArrayLike, dims: int | None = None) -> NDArray[np.float64]:
+    """Features as (N, D) float64. ValueError for another shape, or another D than `dims`, or what is not finite."""
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or dims not in (None, x.shape[1]):
         wanted = "D" if dims is None else dims
@@ -234,6 +256,12 @@ def _prepare(features: ArrayLike, l2_normalise: bool, dims: int | None = None) -
         raise ValueError(
             f"{bad} of {len(x)} features hold NaN or infinity: leave them out, or check the encoder"
         )
+    return x
+
+
+def _prepare(features: ArrayLike, l2_normalise: bool, dims: int | None = None) -> NDArray[np.float64]:
+    """Features checked, of length 1 where wanted (zeros have no direction and stay)."""
+    x = checked(features, dims)
     if not l2_normalise:
         return x
     lengths = np.linalg.norm(x, axis=1, keepdims=True)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,9 @@ import lensborn
 from lensborn import defaults
 from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, write_bundle
 from lensborn.calibration import Conformal, clopper_pearson, combined_p, minimum_scores
+from lensborn.contrast import LEAST, Contrast
 from lensborn.datasets.corpus import split_of
-from lensborn.density import Mixture, fit_mixture
+from lensborn.density import Density, fit_mixture
 from lensborn.faces import Face, FaceFinder, Pixels, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores, threads
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 
 Status = Literal["ok", "no_face", "unreadable"]
 Verdict = Literal["photographic", "ai_generated", "unsure"]
+DensityKind = Literal["mixture", "contrast"]
 Camera = dict[str, str | float | None]
 
 
@@ -160,7 +162,7 @@ class Detector:
         self,
         encoder: EncoderExport,
         *,
-        mixture: Mixture,
+        density: Density,
         conformal: Conformal,
         manifest: Mapping[str, Any],
         card: str,
@@ -182,7 +184,7 @@ class Detector:
             raise BundleError(
                 f"the encoder has not the declared input and feature size {declared}: export it again"
             )
-        self.mixture = mixture
+        self.density = density
         self.conformal = conformal
         self.manifest = manifest
         self.card = card
@@ -211,7 +213,7 @@ class Detector:
         card = (bundle.path / CARD).read_text("utf-8")
         return cls(
             bundle_encoder(bundle),
-            mixture=bundle.mixture,
+            density=bundle.density,
             conformal=bundle.conformal,
             manifest=bundle.manifest,
             card=card,
@@ -231,6 +233,7 @@ class Detector:
         population: str,
         licence: str = "unspecified",
         alpha: float = defaults.ALPHA,
+        density: DensityKind | None = None,
         n_components: int | Sequence[int] = defaults.N_COMPONENTS,
         covariance: Literal["full", "tied", "diag"] = "full",
         n_dims: int | None = None,
@@ -239,39 +242,49 @@ class Detector:
         seed: int = defaults.SEED,
         seen: Iterable[str] = (),
     ) -> "Detector":
-        """Fit the mixture on one half of photographs' `features` (N, D), calibrate on the other.
+        """Fit the density on one half of photographs' `features` (N, D), calibrate on the other.
 
         `groups` (N,): what must stay together (photograph, album, source); its hash decides the half.
-        `population`: in words, the photographs for which the false-alarm rate holds. The other settings are
-        those of `density.fit_mixture`. `seen`: see `bundle.Bundle`. Raises ValueError, naming the remedy, for
-        too few faces.
+        `population`: in words, the photographs for which the false-alarm rate holds. `density`:
+        with None, a contrast where the encoder gives textures, else a mixture. The other settings are those of
+        `density.fit_mixture`; a contrast has none. `seen`: see `bundle.Bundle`. Raises ValueError,
+        naming the remedy, for too few faces, and for a contrast without textures.
         """
+        kind = density_kind(density, encoder)
         for_fit = np.array([half_of(group) == "fit" for group in groups], dtype=bool)
         components = [n_components] if isinstance(n_components, int) else list(n_components)
-        _check_numbers(int(for_fit.sum()), int((~for_fit).sum()), max(components), alpha)
-        group_array = np.asarray(groups)
-        mixture = fit_mixture(
-            features[for_fit],
-            n_components=n_components,
-            covariance=covariance,
-            n_dims=n_dims,
-            shrinkage=shrinkage,
-            l2_normalise=l2_normalise,
-            seed=seed,
-            groups=group_array[for_fit],
-        )
-        scores = mixture.score(features)
+        most = None if kind == "contrast" else max(components)
+        _check_numbers(int(for_fit.sum()), int((~for_fit).sum()), most, alpha)
+        fitted: Density
+        if kind == "contrast":
+            fitted = Contrast.fit(features[for_fit], encoder.texture_dim)
+        else:
+            fitted = fit_mixture(
+                features[for_fit],
+                n_components=n_components,
+                covariance=covariance,
+                n_dims=n_dims,
+                shrinkage=shrinkage,
+                l2_normalise=l2_normalise,
+                seed=seed,
+                groups=np.asarray(groups)[for_fit],
+            )
+        scores = fitted.score(features)
         conformal = Conformal.fit(scores[~for_fit])
         manifest: dict[str, Any] = {
             "name": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "licence": licence,
             "preprocessing": encoder.preprocessing.to_json(),
-            "encoder": {"backbone": encoder.backbone, "feature_dim": encoder.feature_dim},
+            "encoder": encoder.described,
             "calibration": {"n": len(conformal.scores), "alpha": alpha, "population": population},
             "training": {
                 **encoder.training,
-                "density": {"population": population, "faces": int(for_fit.sum()), "seed": seed},
+                "density": {
+                    "population": population,
+                    "faces": int(for_fit.sum()),
+                    **({} if kind == "contrast" else {"seed": seed}),
+                },
             },
             "measured": false_alarms(scores, groups, alpha),
             "versions": {
@@ -282,10 +295,10 @@ class Detector:
         }
         return cls(
             encoder,
-            mixture=mixture,
+            density=fitted,
             conformal=conformal,
             manifest=manifest,
-            card=_card(manifest),
+            card=_card(manifest, kind),
             info=ModelInfo(name, None, alpha),
             seen=frozenset(seen),
         )
@@ -311,7 +324,7 @@ class Detector:
         return write_bundle(
             path,
             encoder_files=self.encoder_export.files,
-            mixture=self.mixture,
+            density=self.density,
             conformal=self.conformal,
             manifest=self.manifest,
             card=self.card,
@@ -357,7 +370,7 @@ class Detector:
 
         Raises ValueError for another shape or type.
         """
-        scores = self.mixture.score(self.encoder.encode(crops))
+        scores = self.density.score(self.encoder.encode(crops))
         if not np.isfinite(scores).all():
             raise ArithmeticError("the model gave a score that is not a finite number")
         return scores
@@ -435,6 +448,17 @@ def judge(
     return "photographic", (f"within the range of photographs: {within}",)
 
 
+def density_kind(asked: DensityKind | None, encoder: EncoderExport) -> DensityKind:
+    """What is fitted to an encoder's features. Raises ValueError, naming the remedy, where it cannot be."""
+    if asked not in (None, *get_args(DensityKind)):
+        raise ValueError(f"density must be one of {get_args(DensityKind)}, not {asked!r}")
+    if asked == "contrast" and not encoder.texture_dim:
+        raise ValueError(
+            "a contrast needs an encoder that gives textures, and this one does not: fit a mixture"
+        )
+    return asked or ("contrast" if encoder.texture_dim else "mixture")
+
+
 def half_of(group: str) -> str:
     """ "fit" or "calibrate", by a hash of the group that is independent of the splits of a corpus."""
     return split_of(f"density/{group}", HALVES)
@@ -452,7 +476,7 @@ def false_alarms(
     part = np.array([split_of(f"check/{group}", HALVES) == "fit" for group in groups], dtype=bool)
     calibration = scores[~for_fit]
     rows = [
-        _alarm_row("fitted half (seen by the mixture)", scores[for_fit], calibration, alpha),
+        _alarm_row("fitted half (seen by the density)", scores[for_fit], calibration, alpha),
         _alarm_row("calibration half (by construction)", calibration, calibration, alpha),
     ]
     one, other = scores[~for_fit & part], scores[~for_fit & ~part]
@@ -485,13 +509,15 @@ def _row(name: str, flagged: int, faces: int, alpha: float) -> dict[str, Any]:
     }
 
 
-def _check_numbers(n_fit: int, n_calibrate: int, components: int, alpha: float) -> None:
-    least_fit, least_calibrate = 10 * components, minimum_scores(alpha)
+def _check_numbers(n_fit: int, n_calibrate: int, components: int | None, alpha: float) -> None:
+    """Raise ValueError where faces are too few for a mixture of so many components, or, with None, a contrast."""
+    least_fit, least_calibrate = LEAST if components is None else 10 * components, minimum_scores(alpha)
     if n_fit < least_fit or n_calibrate < least_calibrate:
+        fitted = "a contrast needs" if components is None else f"{components} components need"
+        fewer = "" if components is None else "fewer components or "
         raise ValueError(
-            f"too few photographs: {n_fit} faces to fit and {n_calibrate} to calibrate, but {components} "
-            f"components need {least_fit} and alpha {alpha:g} needs {least_calibrate}: add photographs, take "
-            "fewer components or a larger alpha"
+            f"too few photographs: {n_fit} faces to fit and {n_calibrate} to calibrate, but {fitted} {least_fit} "
+            f"and alpha {alpha:g} needs {least_calibrate}: add photographs, or take {fewer}a larger alpha"
         )
 
 
@@ -558,8 +584,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-def _card(manifest: Mapping[str, Any]) -> str:
+def _card(manifest: Mapping[str, Any], kind: DensityKind) -> str:
     calibration, density = manifest["calibration"], manifest["training"]["density"]
+    encoder, textures = manifest["encoder"], manifest["encoder"].get("texture_dim", 0)
+    beside = f" and {textures} textures" if textures else ""
     rows = "\n".join(
         f"| {row['set']} | {row['faces']} | "
         f"{100 * row['share']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f}) |"
@@ -568,7 +596,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
     return f"""# {manifest["name"]}
 
 Tells how unusual a face is among photographs of one population: {calibration["population"]}.
-Encoder: {manifest["encoder"]["backbone"]}, {manifest["encoder"]["feature_dim"]} features. Mixture fitted on
+Encoder: {encoder["backbone"]}, {encoder["feature_dim"] - textures} features{beside}. {kind.capitalize()} fitted on
 {density["faces"]} faces, calibrated on {calibration["n"]} others. Licence: {manifest["licence"]}.
 
 Photographs flagged at alpha = {calibration["alpha"]:g}, with 95 % intervals:

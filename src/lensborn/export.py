@@ -1,7 +1,7 @@
 """The networks of a bundle as ONNX, for programs without OpenVINO; compared with the bundle's own before.
 
 A folder with `encoder.onnx`, `known.onnx` where the bundle has a known channel, and `export.json`: what they are,
-and how a face becomes their input. Mixture, p-values and verdicts stay with the bundle (docs/bundle.md).
+and how a face becomes their input. Density, p-values and verdicts stay with the bundle (docs/bundle.md).
 """
 
 import hashlib

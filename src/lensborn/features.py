@@ -1,8 +1,8 @@
 """Face crops to features: the exported encoder, run by OpenVINO, without the framework that trained it.
 
 An export is a folder with `encoder.xml` and `encoder.bin` (OpenVINO IR: float32 (N, 3, S, S) in 0..255 in,
-(N, D) out, normalisation inside the graph) and `preprocessing.json`. A bundle holds the same files, with the
-settings in its manifest.
+(N, D) out, normalisation inside the graph) and `preprocessing.json`. The last of the D numbers may be textures.
+A bundle holds the same files, with the settings in its manifest.
 """
 
 import hashlib
@@ -68,13 +68,23 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class EncoderExport:
-    """An encoder on disk. `backbone`: its name; `feature_dim`: D; `training`: free summary for the card."""
+    """An encoder on disk. `backbone`: its name; `feature_dim`: D; `training`: free summary for the card.
+
+    `texture_dim`: how many of the D numbers, the last, are textures beside the feature (see `contrast`).
+    """
 
     xml: Path
     preprocessing: Preprocessing
     backbone: str
     feature_dim: int
     training: Mapping[str, Any]
+    texture_dim: int = 0
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a model tells of it; of textures only where there are some."""
+        textures = {"texture_dim": self.texture_dim} if self.texture_dim else {}
+        return {"backbone": self.backbone, "feature_dim": self.feature_dim, **textures}
 
     @property
     def files(self) -> dict[str, Path]:
@@ -114,6 +124,7 @@ def bundle_encoder(bundle: Bundle) -> EncoderExport:
         encoder["backbone"],
         encoder["feature_dim"],
         bundle.manifest["training"],
+        encoder.get("texture_dim", 0),
     )
 
 
@@ -121,13 +132,16 @@ def _read_export(folder: Path) -> EncoderExport:
     try:
         values = json.loads((folder / "preprocessing.json").read_text("utf-8"))
         backbone, feature_dim = str(values["backbone"]), int(values["feature_dim"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        texture_dim = int(values.get("texture_dim", 0))
+        if not 0 <= texture_dim < feature_dim:
+            raise ValueError(f"{texture_dim} of {feature_dim} numbers cannot be textures")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise BundleError(
             f"{folder / 'preprocessing.json'} is malformed ({error!r}): export the model again"
         ) from error
     preprocessing = Preprocessing.from_json(values)
     training = values.get("training", {})
-    return EncoderExport(folder / "encoder.xml", preprocessing, backbone, feature_dim, training)
+    return EncoderExport(folder / "encoder.xml", preprocessing, backbone, feature_dim, training, texture_dim)
 
 
 class Encoder:

@@ -1,7 +1,7 @@
-"""Detectors under test: a bundle, a frozen encoder under our mixture, anyone's function, or a table of scores.
+"""Detectors under test: a bundle, a frozen encoder under our densities, anyone's function, or a table of scores.
 
 Every contestant observes the same views. An observation is either the score itself or, for encoders, a feature
-from which scores follow: under the bundle's own mixture, or under a mixture that the benchmark fits to the
+from which scores follow: under the bundle's own density, or under one that the benchmark fits to the
 reference half of each photographic set (see `bench.judging`).
 
 A stranger's detector is a function `score(views) -> scores`, higher = more anomalous, one number a view; it is
@@ -54,8 +54,8 @@ class Contestant(Protocol):
     `sha256`: of what decides its scores, "" where unknown: then nothing it says is kept for a resumed run.
     `threshold`: scores of at least that are flagged, by its own calibration; None where it has none.
     `judges`: whether it has scores of its own. `refits`: whether its observations are features, to which the
-    benchmark fits densities. `seen`: the first 16 digits of the SHA-256 of the pictures that it was made from, as
-    far as it tells.
+    benchmark fits densities. `texture_dim`: how many of the numbers of these, the last, are textures. `seen`: the
+    first 16 digits of the SHA-256 of the pictures that it was made from, as far as it tells.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Contestant(Protocol):
     threshold: float | None
     judges: bool
     refits: bool
+    texture_dim: int
     seen: frozenset[str]
 
     def observe(self, views: Sequence[View]) -> Floating:
@@ -86,6 +87,7 @@ class BundleContestant:
         self.threshold: float | None = np.nextafter(detector.conformal.threshold(detector.info.alpha), np.inf)
         self.judges = True
         self.refits = refits
+        self.texture_dim = detector.encoder_export.texture_dim
         self.seen = detector.seen
 
     def observe(self, views: Sequence[View]) -> Floating:
@@ -94,7 +96,7 @@ class BundleContestant:
 
     def scores(self, observed: Floating) -> NDArray[np.float64]:
         """See Contestant."""
-        return self.detector.mixture.score(observed)
+        return self.detector.density.score(observed)
 
 
 class ChannelContestant:
@@ -102,6 +104,7 @@ class ChannelContestant:
 
     judges = True
     refits = False
+    texture_dim = 0
 
     def __init__(self, detector: Detector, *, fused: bool) -> None:
         """Put a bundle's channel to the test. Raises ContestantError where it has none."""
@@ -151,6 +154,7 @@ class EncoderContestant:
     threshold: float | None = None
     judges: bool = False
     refits: bool = True
+    texture_dim: int = 0
     seen: frozenset[str] = frozenset()
 
     def observe(self, views: Sequence[View]) -> Floating:
@@ -172,6 +176,7 @@ class FunctionContestant:
     threshold: float | None = None
     judges: bool = True
     refits: bool = False
+    texture_dim: int = 0
     seen: frozenset[str] = frozenset()
 
     def observe(self, views: Sequence[View]) -> Floating:

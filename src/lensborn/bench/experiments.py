@@ -11,6 +11,7 @@ in `lensborn bench`; its settings are the paper's K = 8, with fewer axes and Gau
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from lensborn.bench.render import Section, Table, interval, latex, markdown, num
 from lensborn.bench.report import audits_cell
 from lensborn.bench.tables import AUDIT_LIMIT, Audits, Judged, Row, pair
 
-PAPER = Refit(n_components=(8,))
+PAPER = Refit(contrasts=False, n_components=(8,))
 COMPONENTS = range(1, 17)  # of fig. 4
 
 Progress = Callable[[int, int], None]
@@ -75,7 +76,7 @@ def components_rows(
     """The rows of fig. 4, one for each number of Gaussians that the reference half allows."""
     rows = []
     for k in COMPONENTS:
-        refit = Refit(n_components=(k,))
+        refit = replace(PAPER, n_components=(k,))
         found = rows_of(observed, contestants, condition, real, alpha=alpha, seed=seed, refit=refit)
         rows += [{**row, "n_components": k} for row in found if row["auc"] is not None]
         progress(k, len(COMPONENTS))

@@ -1,6 +1,6 @@
 """From observations to scores and a threshold: what each entry of the tables says of every picture.
 
-An entry is a contestant as it comes, or its features under a mixture fitted here. What is fitted or calibrated here
+An entry is a contestant as it comes, or its features under a density fitted here. What is fitted or calibrated here
 comes from the reference half of a photographic set; only the other half is measured. Halves are chosen by a hash of
 the source, or of the picture's name in sets of fewer than MIN_GROUPS sources, where no better is to be had.
 
@@ -25,9 +25,10 @@ from lensborn.bench.metrics import MIN_GROUPS
 from lensborn.bench.observing import Observed, has_row, own_scores
 from lensborn.bench.protocols import EQUALISED, PUBLISHED, is_delivery
 from lensborn.calibration import Conformal
+from lensborn.contrast import LEAST, Contrast
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.pictures import Picture
-from lensborn.density import fit_mixture
+from lensborn.density import Density, fit_mixture
 
 ALL = "(all)"
 TEST, FIT, CALIBRATE = "test", "fit", "calibrate"
@@ -38,7 +39,9 @@ PER_COMPONENT = 10  # photographs for every Gaussian
 
 @dataclass(frozen=True)
 class Refit:
-    """Settings of the mixtures fitted here; what a set is too small for is left out."""
+    """Settings of the densities fitted here; what a set is too small for is left out. A contrast has none."""
+
+    contrasts: bool = True  # where an encoder gives textures, as in a bundle; else mixtures always
 
     n_components: Sequence[int] = (1, 2, 4, 8)  # held-out likelihood chooses
     n_dims: int = 64
@@ -48,7 +51,7 @@ class Refit:
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant as it comes, or `refitted`: its features under a mixture fitted to the named photographs."""
+    """A contestant as it comes, or `refitted`: its features under a density fitted to the named photographs."""
 
     contestant: Contestant
     refitted: bool
@@ -118,9 +121,8 @@ def judge(
     if entry.refitted:
         if is_delivery(condition):
             return None
-        return _refitted(
-            observed.conditions[condition].observed[contestant.name], mine, parts, condition, alpha, refit
-        )
+        features = observed.conditions[condition].observed[contestant.name]
+        return _refitted(features, contestant.texture_dim, mine, parts, condition, alpha, refit)
     scores = own_scores(contestant, condition, observed.conditions[condition])
     if contestant.threshold is not None:
         return Judgement(scores, contestant.threshold)
@@ -130,6 +132,7 @@ def judge(
 
 def _refitted(
     features: NDArray[np.float32] | NDArray[np.float64],
+    texture_dim: int,
     mine: NDArray[np.bool_],
     parts: NDArray[np.str_],
     condition: str,
@@ -139,21 +142,32 @@ def _refitted(
     there = has_row(features)
     reference = there & mine & (parts != TEST)
     for_fit = reference if condition == PUBLISHED else reference & (parts == FIT)
-    components = [k for k in refit.n_components if k * PER_COMPONENT <= for_fit.sum()]
-    n_dims = min(refit.n_dims, int(for_fit.sum()) // PER_DIMENSION, features.shape[1])
+    density = _fitted(features[for_fit], texture_dim, refit)
+    if density is None:
+        return None
+    scores = np.full(len(features), math.nan)
+    scores[there] = density.score(features[there])
+    for_threshold = for_fit if condition == PUBLISHED else reference & (parts == CALIBRATE)
+    return Judgement(scores, _threshold(scores[for_threshold], condition, alpha))
+
+
+def _fitted(
+    features: NDArray[np.float32] | NDArray[np.float64], texture_dim: int, refit: Refit
+) -> Density | None:
+    """What a bundle would have: a contrast where there are textures, else a mixture. None with too few rows."""
+    if texture_dim and refit.contrasts:
+        return Contrast.fit(features, texture_dim) if len(features) >= LEAST else None
+    components = [k for k in refit.n_components if k * PER_COMPONENT <= len(features)]
+    n_dims = min(refit.n_dims, len(features) // PER_DIMENSION, features.shape[1])
     if not components or not n_dims:
         return None
-    mixture = fit_mixture(
-        features[for_fit],
+    return fit_mixture(
+        features,
         n_components=components if len(components) > 1 else components[0],
         n_dims=n_dims,
         shrinkage=refit.shrinkage,
         seed=refit.seed,
     )
-    scores = np.full(len(features), math.nan)
-    scores[there] = mixture.score(features[there])
-    for_threshold = for_fit if condition == PUBLISHED else reference & (parts == CALIBRATE)
-    return Judgement(scores, _threshold(scores[for_threshold], condition, alpha))
 
 
 def _threshold(scores: NDArray[np.float64], condition: str, alpha: float) -> float:

@@ -304,7 +304,7 @@ def _introduction(manifest: Row) -> str:
         "intervals, by whole sources where a set names enough of them; they say nothing of "
         f"generators and photographs unlike these. {halves} Accuracy is at a nominal "
         f"{100 * manifest['alpha']:g} % of photographs flagged and leans to the larger class. "
-        "`(refitted)`: the same features under a mixture fitted to the photographic set that stands "
+        "`(refitted)`: the same features under a density fitted to the photographic set that stands "
         "beside it. Pictures without a score are counted in pairs.csv and photographs.csv, with the "
         "reason; `seen` are those that a detector was made from.\n\nEach number stands beside two "
         "audits: the AUC of classifiers, trained on these very pictures by cross-validation, that see "

@@ -1,4 +1,4 @@
-"""`lensborn fit`: mixture and calibration on a user's own photographs, for an encoder that exists."""
+"""`lensborn fit`: density and calibration on a user's own photographs, for an encoder that exists."""
 
 import hashlib
 import time
@@ -29,12 +29,22 @@ class GroupBy(StrEnum):
     FOLDER = "folder"
 
 
+class Density(StrEnum):
+    """What is fitted."""
+
+    MIXTURE = "mixture"
+    CONTRAST = "contrast"
+
+
 class Covariance(StrEnum):
     """Shape of the components' covariances."""
 
     FULL = "full"
     TIED = "tied"
     DIAG = "diag"
+
+
+MIXTURE_OPTIONS = ("components", "covariance", "dims", "shrinkage", "l2", "seed")
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Item:
 
 def fit(
     *,
+    context: typer.Context,
     photos: Annotated[
         list[Path],
         typer.Argument(metavar="PHOTOS", help="Folders of photographs, or corpora (with photos.csv)."),
@@ -77,6 +88,13 @@ def fit(
             help="Of corpora, only the sources of this split "
             f"({', '.join(name for name, _ in defaults.SPLITS)}); can be given more than once. "
             "An encoder has seen those of train."
+        ),
+    ] = None,
+    density: Annotated[
+        Density | None,
+        typer.Option(
+            help="mixture: how likely features are; contrast: how long, less how strange their textures. Without "
+            "it, what suits the encoder: a contrast needs textures."
         ),
     ] = None,
     components: Annotated[
@@ -100,14 +118,14 @@ def fit(
 ) -> None:
     """Fit and calibrate a model on your own photographs, so that the false-alarm rate holds for those.
 
-    Half of the photographs, chosen by hash, fit the mixture; the other half calibrate it. An interrupted run
+    Half of the photographs, chosen by hash, fit the density; the other half calibrate it. An interrupted run
     continues where it stopped.
 
     Example: lensborn fit my-photos/ --encoder runs/first --out runs/my-platform --components 4 --dims 64
     """
     from lensborn.bundle import BundleError  # noqa: PLC0415  (heavy; so --help stays quick)
     from lensborn.datasets.corpus import CorpusError  # noqa: PLC0415
-    from lensborn.detector import Detector  # noqa: PLC0415
+    from lensborn.detector import Detector, density_kind  # noqa: PLC0415
     from lensborn.features import Encoder, read_encoder  # noqa: PLC0415
     from lensborn.photo import digest_of  # noqa: PLC0415
 
@@ -122,6 +140,15 @@ def fit(
         compiled = Encoder(export.xml)
     except BundleError as error:
         raise typer.BadParameter(str(error), param_hint="--encoder") from error
+    try:
+        kind = density_kind(density.value if density else None, export)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--density") from error
+    if kind == "contrast" and (given := _given(context, MIXTURE_OPTIONS)):
+        raise typer.BadParameter(
+            "a contrast has no such settings: leave them out, or add --density mixture",
+            param_hint=", ".join(f"--{name}" for name in given),
+        )
     try:
         items = [item for folder in photos for item in find_items(folder, group_by, split)]
     except CorpusError as error:
@@ -147,6 +174,7 @@ def fit(
             population=described,
             licence=licence,
             alpha=alpha,
+            density=kind,
             n_components=components if len(components) > 1 else components[0],
             covariance=covariance.value,
             n_dims=dims,
@@ -166,6 +194,12 @@ def fit(
             f"({100 * row['low']:.1f} to {100 * row['high']:.1f})"
         )
     typer.echo(f"{bundle.path} is written: lensborn detect --model {out} PATH...")
+
+
+def _given(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Those of the options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
 
 
 def find_items(folder: Path, group_by: GroupBy, splits: Sequence[str] | None) -> Iterator[Item]:

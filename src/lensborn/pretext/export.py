@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lensborn import defaults
-from lensborn.faces import RESAMPLE
+from lensborn.features import EncoderExport, Preprocessing
 from lensborn.pretext.backbones import BACKBONES
 from lensborn.pretext.model import PretextModel
 
@@ -26,22 +26,33 @@ def export_encoder(run: Path) -> Path:
     settings = json.loads((run / "settings.json").read_text())
     model = PretextModel(settings["backbone"])
     model.load_state_dict(load_file(run / "best.safetensors"))
-    encoder = model.encoder.eval()
-    size = int(settings["size"])
-    path = save_graph(encoder, size, run / "encoder.xml")
-    spec = BACKBONES[settings["backbone"]]
-    preprocessing = {
-        "crop_scale": defaults.CROP_SCALE,
-        "size": size,
-        "resample": RESAMPLE,
-        "mean": spec.mean,
-        "std": spec.std,
-        "backbone": settings["backbone"],
-        "feature_dim": defaults.FEATURE_DIM,
-        "training": _training(run),
-    }
-    (run / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
-    return path
+    return write_export(model.encoder.eval(), run, settings["backbone"], int(settings["size"]))
+
+
+def write_export(
+    network: nn.Module,
+    run: Path,
+    backbone: str,
+    size: int,
+    feature_dim: int = defaults.FEATURE_DIM,
+    texture_dim: int = 0,
+) -> Path:
+    """Writes the export of a finished run's network, as `export_encoder` does; returns encoder.xml.
+
+    The network maps crops of `size` pixels to feature_dim numbers, the last texture_dim of them textures.
+    """
+    spec = BACKBONES[backbone]
+    export = EncoderExport(
+        save_graph(network, size, run / "encoder.xml"),
+        Preprocessing(size=size, mean=spec.mean, std=spec.std),
+        backbone,
+        feature_dim,
+        _training(run),
+        texture_dim,
+    )
+    values = {**export.preprocessing.to_json(), **export.described, "training": export.training}
+    (run / "preprocessing.json").write_text(json.dumps(values, indent=2) + "\n")
+    return export.xml
 
 
 def save_graph(encoder: nn.Module, size: int, path: Path) -> Path:

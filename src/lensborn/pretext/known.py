@@ -45,7 +45,7 @@ from lensborn.pretext.loop import (
     place,
     validate_loop,
 )
-from lensborn.pretext.model import Encoder
+from lensborn.pretext.model import Encoder, moments
 
 FEATURE_DIM = 128
 LOOK = KnownLook()
@@ -114,9 +114,7 @@ class Moments(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """See the class."""
-        maps = self.encoder.maps(patches)
-        away = maps - maps.mean((2, 3), keepdim=True)
-        return torch.cat([maps.mean((2, 3)), (away * away).mean((2, 3)).sqrt()], dim=1)
+        return moments(self.encoder.maps(patches))
 
 
 def photo_examples(crops: Iterable[Crop]) -> dict[Split, list[Example]]:

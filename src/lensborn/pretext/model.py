@@ -35,6 +35,12 @@ class Encoder(nn.Module):
         return features
 
 
+def moments(maps: Tensor) -> Tensor:
+    """The mean and the deviation of each channel of maps (N, C, h, w): (N, 2 C)."""
+    away = maps - maps.mean((2, 3), keepdim=True)
+    return torch.cat([maps.mean((2, 3)), (away * away).mean((2, 3)).sqrt()], dim=1)
+
+
 @dataclass(frozen=True)
 class PretextOutput:
     """`features` (N, D), `scores` (N, 4) in the order of `TAGS`, `logits` (N,): manipulated is positive."""

@@ -87,7 +87,7 @@ class Trainer(Loop):
         loader = DataLoader(dataset, batch_sampler=batches, **shared)
         held_out = PretextDataset(validate, settings.size, settings.seed, delivery=None)
         self.validation = DataLoader(held_out, batch_size=settings.batch, **shared)
-        self.summary = {"train": _summary(train), "validate": _summary(validate)}
+        self.summary = {"train": summary_of(train), "validate": summary_of(validate)}
         super().__init__(
             settings, model, batches, loader, out, checkpoint_every=checkpoint_every, progress=progress
         )
@@ -159,7 +159,8 @@ def rank_accuracy(
     return accuracies
 
 
-def _summary(crops: Sequence[Crop]) -> dict[str, int]:
+def summary_of(crops: Sequence[Crop]) -> dict[str, int]:
+    """What a model's card tells of the crops that it learnt from."""
     return {
         "crops": len(crops),
         "photographs": len({crop.photo for crop in crops}),
