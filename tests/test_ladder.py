@@ -113,7 +113,9 @@ def test_a_rung_trains_and_is_measured_as_it_was_trained(corpus, tmp_path, chang
         return traces.destroy(image, ways, rng, dictionary=DICTIONARY)
 
     before = ladder.RungModel(rung).state_dict()
-    climb = ladder.Climb(rung, crops, tmp_path, tmp_path / "run-0", ladder.Means(destroy, {}), lambda *_: None)
+    climb = ladder.Climb(
+        rung, crops, tmp_path, tmp_path / "run-0", ladder.Means(destroy, {}), lambda *_: None
+    )
     climb.fit()
     assert (climb.model.rank.weight != before["rank.weight"]).any()
     extractor = ladder.RungExtractor(tmp_path / "run-0")

@@ -2,15 +2,15 @@
 
     python tools/decoders.py --corpus FOLDER --init CHECKPOINT --out FOLDER
 
-What a generator leaves in a picture it leaves on its last way from a latent space to pixels, and an autoencoder goes
+What a generator leaves in a picture it leaves on its way from a latent space to pixels, and an autoencoder goes
 that way, too: rebuilt photographs stand for generated ones, without one. Smooth ones would be told by their blur
 alone, so that the builds are also trained against a discriminator of patches, and for likeness in the maps of a
 network, as decoders of latent diffusion models are (Esser et al., "Taming transformers for high-resolution image
 synthesis", 2021; Rombach et al., 2022). They differ in how they enlarge, in stride, normalisation and noise.
 
 Writes OUT/NAME.safetensors for every build, once; then OUT/faces/*.png and OUT/rebuilt.csv: faces of training
-sources by builds of `BUILDS`, faces of validation sources by those of `HELD_OUT`. A GPU needs a few minutes, two cores
-of a processor hours. `tools/ladder.py --rebuilt OUT` learns from them.
+sources by builds of `BUILDS`, faces of validation sources by those of `HELD_OUT`. A GPU needs six minutes, two
+cores of a processor a day. `tools/ladder.py --rebuilt OUT` learns from them.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -114,7 +115,7 @@ class Autoencoder(nn.Module):
         levels = build.stride.bit_length() - 1
         widths = WIDTHS[: levels + 1]
         down: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, 1, 1)]
-        for here, there in zip(widths[:-1], widths[1:], strict=True):
+        for here, there in pairwise(widths):
             down += [nn.Conv2d(here, there, 3, 2, 1), Residual(there, there, "group")]
         self.encode = nn.Sequential(*down, nn.Conv2d(widths[-1], build.latent, 1))
         block = partial(Residual, norm=build.norm, noise=build.noise)
@@ -201,13 +202,11 @@ def pieces(faces: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(build: Build, faces: Tensor, likeness: Likeness, steps: int) -> Autoencoder:
-    """An autoencoder of faces (N, 3, LARGE, LARGE) uint8; the weight of the discriminator as Esser et al. have it."""
+    """An autoencoder of faces (N, 3, LARGE, LARGE) uint8; the discriminator weighs as Esser et al. have it."""
     torch.manual_seed(zlib.crc32(build.name.encode()))
     generator = torch.Generator().manual_seed(0)
     network, judge = Autoencoder(build).to(faces.device), discriminator().to(faces.device)
-    learners = [
-        torch.optim.Adam(one.parameters(), lr=LR, betas=(0.5, 0.9)) for one in (network, judge)
-    ]
+    learners = [torch.optim.Adam(one.parameters(), lr=LR, betas=(0.5, 0.9)) for one in (network, judge)]
     precision = partial(torch.autocast, faces.device.type, torch.bfloat16)
     for step in track(range(steps), build.name):
         for learner in learners:
@@ -327,8 +326,10 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--init", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="train these, and rebuild nothing")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="NAME", help="train these, and rebuild nothing"
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     (out / "faces").mkdir(parents=True, exist_ok=True)

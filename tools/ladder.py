@@ -659,6 +659,8 @@ def main() -> None:
                 continue
             if (arguments.out / run / "card.json").exists():
                 continue
+            if REBUILD in rung.ways and not means.rebuilt:
+                parser.error(f"{run} learns from rebuilt faces: give what decoders.py wrote with --rebuilt")
             with Progress() as bar:
                 task = bar.add_task(run)
                 Climb(
