@@ -1,15 +1,16 @@
 """How unlike photographs a face is, by two signs: how long its features are, less how strange its textures are.
 
-Source: docs/experiments.md, 17. To an encoder that learnt from photographs alone, generated faces have longer
-features than photographs, and textures nearer to their mean. With the features f of a face and its textures t,
+Source: docs/experiments.md, 17 and 20. To an encoder that learnt from photographs alone, generated faces have
+longer features than photographs, and textures nearer to their mean. With features f and textures t of a face,
 
-    score = (|f| - a) / b + weight (d(t) - a') / b',    weight < 0: higher = more anomalous
+    score = (|f| - a) / b + weight (d(t) - a') / b',    d(t)^2 = mean_j ((t_j - m_j) / s_j)^2,    weight < 0
 
-where d is how far t lies from photographs (see `strangeness`), and a, b and a', b' are the mean and deviation of
-the fitted photographs' lengths and distances. Textures are the mean and deviation of each channel of an encoder's
-maps, as in Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance normalization" (2017).
-That features of strange inputs differ in length was known of classifiers, where they are shorter: Dhamija et al.,
-"Reducing network agnostophobia" (2018).
+so that higher = more anomalous. m, s and a, b and a', b' are means and deviations of the fitted photographs'
+textures, lengths and distances. Each texture counts by itself: in the metric of a full covariance of hundreds of
+them, the fitted photographs lie much nearer to their mean than others do. Textures are the mean and deviation of
+each channel of an encoder's maps, as in Huang and Belongie, "Arbitrary style transfer in real-time with adaptive
+instance normalization" (2017). That features of strange inputs differ in length was known of classifiers, where
+they are shorter: Dhamija et al., "Reducing network agnostophobia" (2018).
 """
 
 from collections.abc import Mapping
@@ -17,33 +18,37 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lensborn import defaults
 from lensborn.density import FINITE, checked
 from lensborn.density import Floats as AnyFloats
-from lensborn.strangeness import Floats, Strangeness
 
-LEAST = 50  # photographs to fit to: they tell a deviation to a tenth; Ledoit and Wolf shrink as so few need
+LEAST = 50  # photographs to fit to: they tell a deviation to a tenth
+LEAST_DEVIATION = 1e-6  # of a texture that does not differ
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
     """A fitted contrast of D numbers a face: its features and, in the last T columns, its textures.
 
-    n_features: D, of both. textures: of photographs. lengths, distances: (2,), mean and deviation of the fitted
-    photographs'. weight: of the distance. record: how it was fitted, JSON-able. Raises ValueError where the
-    numbers are not finite or do not fit together.
+    n_features: D, of both. textures: (2, T), mean and deviation of each texture among the fitted photographs.
+    lengths, distances: (2,), the same of theirs. weight: of the distance. record: how it was fitted, JSON-able.
+    Raises ValueError where the numbers are not finite or do not fit together.
     """
 
     n_features: int
-    textures: Strangeness
+    textures: Floats
     lengths: Floats
     distances: Floats
     weight: float
     record: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        if self.textures.ndim != 2 or self.lengths.ndim != 1 or self.distances.ndim != 1:
+            raise ValueError("a contrast's textures must be a table, its lengths and distances lists")
         if not _is_number(self.n_features, int) or not 0 < self.n_textures < self.n_features:
             raise ValueError(
                 f"n_features must be more than {self.n_textures} textures, and those more than 0, not "
@@ -51,12 +56,11 @@ class Contrast:
             )
         if not _is_number(self.weight, int | float) or not abs(self.weight) <= FINITE:
             raise ValueError(f"weight must be a finite number, not {self.weight!r}")
-        for name, array in self.to_arrays().items():
-            if not (np.abs(array) <= FINITE).all():
+        for name, moments in self.to_arrays().items():
+            if not (np.abs(moments) <= FINITE).all():
                 raise ValueError(f"{name} holds values that are not finite")
-        for name, moments in (("lengths", self.lengths), ("distances", self.distances)):
-            if moments.shape != (2,) or moments[1] < 1 / FINITE:
-                raise ValueError(f"{name} must be a mean and a positive deviation, not {moments.tolist()}")
+            if len(moments) != 2 or not (moments[1] >= 1 / FINITE).all():
+                raise ValueError(f"{name} must be a mean and a positive deviation")
 
     @classmethod
     def fit(cls, features: ArrayLike, n_textures: int, *, weight: float = defaults.TEXTURE_WEIGHT) -> Self:
@@ -74,16 +78,15 @@ class Contrast:
             raise ValueError(f"{len(rows)} features are too few for a contrast: give {LEAST} or more")
         if not np.ptp(rows[:, -n_textures:], axis=0).any():
             raise ValueError("all textures are equal: give other photographs, or check the encoder")
-        found = Strangeness.fit(rows[:, -n_textures:])
-        # in memory as a bundle will have it, on which the last bits of a product depend
-        textures = Strangeness(found.centre, np.ascontiguousarray(found.whitening))
-        lengths, distances = (np.array([one.mean(), one.std()]) for one in _signs(rows, textures))
+        textures = _moments(rows[:, -n_textures:])
+        textures[1] = np.maximum(textures[1], LEAST_DEVIATION)
+        lengths, distances = (_moments(one) for one in _signs(rows, textures))
         return cls(rows.shape[1], textures, lengths, distances, float(weight), {"n_fitted": len(rows)})
 
     @property
     def n_textures(self) -> int:
         """T, how many of the features are textures."""
-        return int(self.textures.centre.shape[0])
+        return int(self.textures.shape[1])
 
     def score(self, features: ArrayLike) -> Floats:
         """Of features (N, D): (N,), higher = more anomalous; a score does not depend on the rows beside it.
@@ -105,17 +108,12 @@ class Contrast:
 
     def to_arrays(self) -> dict[str, AnyFloats]:
         """The arrays by name."""
-        return {
-            "centre": self.textures.centre,
-            "whitening": self.textures.whitening,
-            "lengths": self.lengths,
-            "distances": self.distances,
-        }
+        return {"textures": self.textures, "lengths": self.lengths, "distances": self.distances}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyFloats], settings: Mapping[str, Any]) -> Self:
         """The contrast that `to_arrays` and `settings` describe. ValueError where they cannot."""
-        wanted = {"centre", "whitening", "lengths", "distances"}
+        wanted = {"textures", "lengths", "distances"}
         if set(arrays) != wanted:
             raise ValueError(f"a contrast has {sorted(wanted)}, not {sorted(arrays)}")
         if any(array.dtype.kind != "f" for array in arrays.values()):
@@ -123,9 +121,7 @@ class Contrast:
         doubles = {name: array.astype(np.float64, order="C") for name, array in arrays.items()}
         contrast = cls(
             n_features=settings.get("n_features", "missing"),
-            textures=Strangeness(doubles["centre"], doubles["whitening"]),
-            lengths=doubles["lengths"],
-            distances=doubles["distances"],
+            **doubles,
             weight=settings.get("weight", "missing"),
             record={key: value for key, value in settings.items() if key not in _DERIVED},
         )
@@ -137,12 +133,15 @@ class Contrast:
 _DERIVED = ("kind", "weight", "n_features", "n_textures")
 
 
-def _signs(rows: Floats, textures: Strangeness) -> tuple[Floats, Floats]:
+def _signs(rows: Floats, textures: Floats) -> tuple[Floats, Floats]:
     """How long the features of rows (N, D) are, and how far their textures lie: (N,) each."""
-    plain = rows.shape[1] - len(textures.centre)
-    # row by row, as in `strangeness`
-    lengths = np.array([np.linalg.norm(row) for row in rows[:, :plain]], dtype=np.float64)
-    return lengths, textures.of(rows[:, plain:])
+    plain = rows.shape[1] - textures.shape[1]
+    lengths = np.sqrt(np.square(rows[:, :plain]).sum(axis=1))
+    return lengths, np.sqrt(np.square(_standard(rows[:, plain:], textures)).mean(axis=1))
+
+
+def _moments(values: Floats) -> Floats:
+    return np.stack([values.mean(axis=0), values.std(axis=0)])
 
 
 def _standard(values: Floats, moments: Floats) -> Floats:
