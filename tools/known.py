@@ -37,7 +37,7 @@ from lensborn.bench.delivery import STEPS, equalise
 from lensborn.bench.metrics import Interval, measures, rate
 from lensborn.bench.plots import reliability_plot
 from lensborn.bench.render import write_block
-from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
+from lensborn.bundle import KNOWN_KEY, MANIFEST, SHIPPED, KnownPart, read_bundle
 from lensborn.calibration import Conformal, combined_p
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-4"
+NAME = "lensborn-5"
 SHARE = 0.8  # of alpha for the known channel: the first one, alone, sees little (docs/results)
 UNSEEN = "portraits"
 PHOTOS = "photos"
@@ -535,7 +535,8 @@ def _kept(run: Path) -> Path:
     """Where the rows of a run are kept, so that measuring can go on; they hold for what they were made with."""
     first = [SHIPPED / name for name in ("encoder.bin", "density.safetensors", "calibration.safetensors")]
     code = [
-        Path(import_module(f"lensborn.{name}").__file__) for name in ("logistic", "strangeness", "delivery")
+        Path(import_module(f"lensborn.{name}").__file__)
+        for name in ("contrast", "logistic", "strangeness", "delivery")
     ]
     graph = ROOT / "src" / "lensborn" / "pretext" / "known.py"
     parts = (run / "best.safetensors", Path(__file__), graph, *first, *code)
@@ -685,8 +686,14 @@ def _cell(row: Row) -> str:
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    """The shipped bundle, with its channel."""
-    channel = channel_of(arguments.run, arguments.corpus, [], whole=True)
+    """The shipped bundle, with the channel of a run, or that of a bundle as it is."""
+    channel = (
+        KnownChannel.of(read_bundle(arguments.run))
+        if (arguments.run / MANIFEST).is_file()
+        else channel_of(arguments.run, arguments.corpus, [], whole=True)
+    )
+    if channel is None:
+        raise SystemExit(f"{arguments.run} has no known channel: give another bundle, or a run")
     rows = json.loads(DATA.read_text()) if DATA.exists() else []
     kept = _means(
         [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
