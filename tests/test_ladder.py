@@ -218,6 +218,7 @@ def test_a_rung_becomes_the_first_channel(rung, tmp_path):
     for words in (
         "efficientnet_lite0_short, 192 px, trained on patches of 128 px, started from ImageNet weights",
         "to rank pairs of photographs by four EXIF tags, to spot manipulated faces and to spot faces whose",
+        "(resampled, filtered or put together from patches of photographs), on photographs alone",
         "50 crops, 7 sources",
         "less 0.5 times how far its textures",
         "rank accuracy iso 0.700; manipulated against pristine, AUC 0.800; without its trace",

@@ -13,7 +13,7 @@ Writes BUNDLE and the table in README.md. `tools/known.py` adds the second chann
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,16 @@ DENSITY: dict[str, Any] = {
 TASKS = {
     "ranking": "to rank pairs of photographs by four EXIF tags",
     "manipulation": "to spot manipulated faces",
-    "trace": "to spot faces whose camera trace was destroyed",
+    "trace": "to spot faces whose camera trace was destroyed ({ways})",
     "categories": "to name the make of the camera, its flash and the editor",
+}
+#: Ways of destroying a trace (traces.py, decoders.py), in words.
+WAYS = {
+    "resample": "resampled",
+    "denoise": "filtered",
+    "dictionary": "put together from patches of photographs",
+    "decode": "rebuilt by small autoencoders that learnt from the same photographs",
+    "rebuild": "rebuilt by autoencoders that learnt from the same photographs",
 }
 AREAS = {
     "manipulation_auc": "manipulated against pristine",
@@ -65,9 +73,8 @@ AREAS = {
 FAULTS = {
     "mixture": """Faces by GANs are close to the mean face and look typical to any density. Pictures enlarged,
 blurred or retouched look unusual.""",
-    "contrast": """The photographs with the longest features look stranger than any generated face, so that at a low
-alpha few generated faces are flagged (docs/experiments.md, 17). What enlarging, blur or retouching do to the score
-was not measured.""",
+    "contrast": """At a low alpha few generated faces are flagged: the photographs with the longest features look
+stranger than most of them (docs/experiments.md, 17 to 20). What a delivery does to it is in docs/results.""",
 }
 
 
@@ -199,8 +206,14 @@ def looks(detector: Detector) -> str:
 def tasks(settings: Mapping[str, Any]) -> str:
     """What a run learnt to do. A rung lists its tasks, and `lensborn pretrain` has a switch for each of two."""
     names = settings["tasks"] if "tasks" in settings else [name for name in TASKS if settings.get(name)]
-    *first, last = (TASKS[name] for name in names)
-    return f"{', '.join(first)} and {last}" if first else last
+    ways = listed([WAYS[way] for way in settings.get("ways", ())], "or")
+    return listed([TASKS[name].format(ways=ways) for name in names], "and")
+
+
+def listed(words: Sequence[str], last: str) -> str:
+    """A list in a sentence."""
+    *first, end = words or [""]
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 def learnt(best: Mapping[str, float]) -> str:
