@@ -87,6 +87,15 @@ def test_longer_features_are_stranger_and_farther_textures_are_not() -> None:
     assert (FITTED.score(farther) < FITTED.score(rows)).all()
 
 
+def test_a_texture_that_stood_still_counts_for_nothing_where_it_moves() -> None:
+    rows, fresh = faces(), faces(50, seed=2)
+    rows[:, -1] = fresh[:, -1] = 7.0
+    found = Contrast.fit(rows, TEXTURES)
+    before = found.score(fresh)
+    fresh[:, -1] = 8.0
+    np.testing.assert_allclose(found.score(fresh), before, rtol=1e-12)
+
+
 def test_company_changes_no_bit() -> None:
     rows = faces(70, seed=3).astype(np.float32)
     together = FITTED.score(rows)
@@ -112,11 +121,11 @@ def test_arrays_and_settings_give_the_same_contrast() -> None:
         (faces(LEAST - 1), TEXTURES, f"too few for a contrast: give {LEAST}"),
         (faces()[0], TEXTURES, r"shape \(N, D\)"),
         (np.where(faces() > 25, np.nan, faces()), TEXTURES, "NaN or infinity"),
-        (np.ones((60, 7)), TEXTURES, "textures are equal"),
+        (np.ones((60, 7)), TEXTURES, "textures are alike"),
         (
             np.where(np.arange(7) < PLAIN, 1.0, faces()),
             TEXTURES,
-            "lengths must be a mean and a positive deviation",
+            "features or textures are alike",
         ),
     ],
 )

@@ -80,7 +80,7 @@ def test_verdicts_and_reasons() -> None:
     assert reasons == ("no more than 3.1 % of calibration photographs look this unusual",)
     verdict, reasons = judge(0.43, side=200, alpha=0.05)
     assert verdict == "photographic"
-    assert reasons[0].startswith("within the range of photographs: 43 %")
+    assert reasons[0].startswith("no more unusual than photographs: 43 %")
     verdict, reasons = judge(0.001, side=52, alpha=0.05)
     assert verdict == "unsure"
     assert reasons == ("the crop is 52 px, below the 80 px that the model needs",)

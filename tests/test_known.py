@@ -133,7 +133,7 @@ def test_reasons_name_the_channel_that_spoke() -> None:
     assert judge(0.04, 200, 0.05, KnownGenerator(0.0, 0.3), 0.8) == (
         "photographic",
         (
-            "within the range of photographs: 4 % of calibration photographs look at least this unusual, "
+            "no more unusual than photographs: 4 % of calibration photographs look at least this unusual, "
             "30 % at least this much like generated faces",
         ),
     )

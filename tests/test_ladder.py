@@ -228,8 +228,15 @@ def test_a_rung_becomes_the_first_channel(rung, tmp_path):
     bundle = detector.save(tmp_path / "bundle")
     faces = noise(2)
     assert_array_equal(Detector.load(bundle.path).score(faces), detector.score(faces))
+
+
+def test_a_first_channel_made_of_a_rung_can_be_exported(rung, tmp_path):
     pytest.importorskip("onnx", reason="needs pip install 'lensborn[onnx]'")
     from lensborn.export import export_bundle
 
-    described = export_bundle(bundle, tmp_path / "onnx")  # which compares the two
+    export = ship.encoder_of(rung)
+    features = np.random.default_rng(0).normal(size=(240, export.feature_dim)).astype(np.float32)
+    groups = [str(number) for number in range(240)]
+    detector = Detector.fit(features, groups, export, name="trial", population="noise")
+    described = export_bundle(detector.save(tmp_path / "bundle"), tmp_path / "onnx")  # which compares the two
     assert described["networks"]["encoder"]["output"]["shape"] == ["N", export.feature_dim]

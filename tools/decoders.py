@@ -4,8 +4,8 @@
 
 What a generator leaves in a picture it leaves on its way from a latent space to pixels, and an autoencoder goes
 that way, too: rebuilt photographs stand for generated ones, without one. Smooth ones would be told by their blur
-alone, so that the builds are also trained against a discriminator of patches, and for likeness in the maps of a
-network, as decoders of latent diffusion models are (Esser et al., "Taming transformers for high-resolution image
+alone, so that most builds are also trained against a discriminator of patches, and all for likeness in the maps of
+a network, as decoders of latent diffusion models are (Esser et al., "Taming transformers for high-resolution image
 synthesis", 2021; Rombach et al., 2022). They differ in how they enlarge, in stride, normalisation and noise.
 
 Writes OUT/NAME.safetensors for every build, once; then OUT/faces/*.png and OUT/rebuilt.csv: faces of training
@@ -145,8 +145,7 @@ def _larger(kind: str, cin: int, cout: int) -> nn.Module:
         return nn.ConvTranspose2d(cin, cout, 4, 2, 1)
     if kind == "transposed-3":
         return nn.ConvTranspose2d(cin, cout, 3, 2, 1, output_padding=1)
-    mode = {"nearest": "nearest", "bilinear": "bilinear"}[kind]
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(cin, cout, 3, 1, 1))
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode=kind), nn.Conv2d(cin, cout, 3, 1, 1))
 
 
 def discriminator(width: int = 64) -> nn.Sequential:
@@ -270,6 +269,7 @@ def builders(crop: Crop, builds: Sequence[Build]) -> list[str]:
 @torch.no_grad()
 def rebuild(network: Autoencoder, faces: Sequence[Image]) -> Iterator[Image]:
     """Faces (S, S, 3) of any sides, as the network gives them back, in order."""
+    torch.manual_seed(0)  # of the noise
     where = next(network.parameters()).device
     by_side: Mapping[int, list[int]] = defaultdict(list)
     for number, face in enumerate(faces):
@@ -343,17 +343,21 @@ def main() -> None:
             if faces is None:
                 faces, likeness = large_faces(splits["train"]).to(where), Likeness(arguments.init).to(where)
             trained = train(build, faces, likeness, arguments.steps)
-            save_file({name: value.cpu() for name, value in trained.state_dict().items()}, path)
+            aside = path.with_suffix(".part")
+            save_file({name: value.cpu() for name, value in trained.state_dict().items()}, aside)
+            aside.replace(path)
         networks[build.name] = Autoencoder(build).to(where).eval()
         networks[build.name].load_state_dict(load_file(path))
     if arguments.only:
         return
     rows = write_faces(splits["train"], BUILDS, networks, out / "faces")
     rows += write_faces(splits["validate"], HELD_OUT, networks, out / "faces")
-    with (out / TABLE).open("w", newline="") as file:
+    aside = out / f"{TABLE}.part"
+    with aside.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "crop", "build"])
         writer.writerows(sorted(rows))
+    aside.replace(out / TABLE)
 
 
 if __name__ == "__main__":

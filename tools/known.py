@@ -2,7 +2,7 @@
 
     python tools/known.py train --corpus FOLDER --start RUNG --out RUN [--leave-out SET ...] [--seed N]
     python tools/known.py measure --corpus FOLDER --runs SET=RUN ...
-    python tools/known.py ship --corpus FOLDER --run RUN [--base BUNDLE]
+    python tools/known.py ship --corpus FOLDER --run RUN|BUNDLE [--base BUNDLE]
 
 FOLDER holds photos.csv and faces.csv with their pictures. Training begins from a rung "base" of the ladder
 (`ladder.py`), which the five tasks trained on photographs alone, and changes its last stage. It sees the sources
@@ -10,9 +10,11 @@ FOLDER holds photos.csv and faces.csv with their pictures. Training begins from 
 these are of sources that the corpus has, too: only those of sources that were not learnt from are judged.
 `measure` takes runs that left out one generator each, several of different seeds where there are, and writes
 docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its probabilities
-hold, what a calibration given delivery would change, what damage does, and what `lensborn teach` brings.
-`ship` puts a channel that saw all of them beside the first channel of BASE (the shipped bundle if left out), whose
-files it does not touch, and writes the shipped bundle and the README's second table.
+hold, what a calibration given delivery would change, what damage does, and what `lensborn teach` brings. Its first
+channel is that of the shipped bundle.
+`ship` puts a channel that saw all of them, or that of a bundle, beside the first channel of BASE (the shipped bundle
+if left out), whose files it does not touch, and writes the shipped bundle and the README's second table: before
+measuring, where the first channel is new, and after it, with the tables in the card.
 """
 
 import argparse
@@ -196,7 +198,7 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
     xml = export_known(run)
     feature_dim = Encoder(xml).feature_dim
     channel = KnownChannel(xml, KnownPart(KnownHead.blank(feature_dim), manifest))
-    scale = Detector.load().preprocessing.crop_scale
+    scale = defaults.CROP_SCALE
     memory = Memory.empty(feature_dim)
     seen: list[Path] = []
 
@@ -479,7 +481,7 @@ def damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]], name:
 
 def taught_rows(channel: KnownChannel, judged: Sequence[Picture], name: str) -> list[Row]:
     """What LEAST pictures of the generator left out bring, on its other pictures; and what that does to others."""
-    scale = Detector.load().preprocessing.crop_scale
+    scale = defaults.CROP_SCALE
     mine = sorted((p for p in judged if p.set == name), key=lambda picture: digest_of(picture.path))
     began = time.perf_counter()
     faces: list[Studied] = []
@@ -536,7 +538,7 @@ def _kept(run: Path) -> Path:
     first = [SHIPPED / name for name in ("encoder.bin", "density.safetensors", "calibration.safetensors")]
     code = [
         Path(import_module(f"lensborn.{name}").__file__)
-        for name in ("contrast", "logistic", "strangeness", "delivery")
+        for name in ("contrast", "logistic", "strangeness", "delivery", "pretext.model")
     ]
     graph = ROOT / "src" / "lensborn" / "pretext" / "known.py"
     parts = (run / "best.safetensors", Path(__file__), graph, *first, *code)

@@ -652,6 +652,7 @@ def main() -> None:
         return traces.destroy(image, ways, rng, **prepared, decoders=rebuilders() if "decode" in ways else ())
 
     means = Means(destroy, read_rebuilt(arguments.rebuilt) if arguments.rebuilt else {})
+    files = {crop.row["file"] for some in crops.values() for crop in some}
     for name, seeds in rungs(arguments.settings).items():
         for rung in seeds:
             run = f"{name}-{rung.seed}"
@@ -659,8 +660,15 @@ def main() -> None:
                 continue
             if (arguments.out / run / "card.json").exists():
                 continue
-            if REBUILD in rung.ways and not means.rebuilt:
-                parser.error(f"{run} learns from rebuilt faces: give what decoders.py wrote with --rebuilt")
+            if "trace" in rung.tasks:  # now, not in every process that prepares faces
+                if REBUILD in rung.ways and not means.rebuilt.keys() >= files:
+                    parser.error(
+                        f"{run} learns from rebuilt faces: give what decoders.py wrote with --rebuilt"
+                    )
+                if "dictionary" in rung.ways:
+                    dictionary()
+                if "decode" in rung.ways:
+                    rebuilders()
             with Progress() as bar:
                 task = bar.add_task(run)
                 Climb(

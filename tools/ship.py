@@ -74,13 +74,14 @@ FAULTS = {
     "mixture": """Faces by GANs are close to the mean face and look typical to any density. Pictures enlarged,
 blurred or retouched look unusual.""",
     "contrast": """At a low alpha few generated faces are flagged: the photographs with the longest features look
-stranger than most of them (docs/experiments.md, 17 to 20). What a delivery does to it is in docs/results.""",
+stranger than most of them (docs/experiments.md, 17 to 20). Blur, noise, hard compression and shrinking make a face
+look *less* strange, so that a damaged generated face passes; docs/results measures deliveries.""",
 }
 
 
 def encoder_of(run: Path) -> EncoderExport:
     """The encoder of a finished run; that of a rung is exported first, unless it was."""
-    if (run / "card.json").exists() and not (run / "encoder.xml").exists():
+    if (run / "card.json").exists() and not (run / "preprocessing.json").exists():
         from ladder import export  # noqa: PLC0415 - torch
 
         export(run)

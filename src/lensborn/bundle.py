@@ -397,7 +397,7 @@ def _check_manifest(manifest: Any) -> None:
         "preprocessing.size must lie in 1..4096": 1 <= preprocessing["size"] <= 4096,
         "preprocessing.mean must be three numbers": _is_triple(preprocessing["mean"]),
         "preprocessing.std must be three positive numbers": _is_triple(preprocessing["std"], positive=True),
-        "encoder.texture_dim must be an integer below encoder.feature_dim": _has_type(
+        "encoder.texture_dim must be an integer from 0 to below encoder.feature_dim": _has_type(
             textures := encoder.get("texture_dim", 0), int
         )
         and 0 <= textures < encoder["feature_dim"],

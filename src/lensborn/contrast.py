@@ -22,10 +22,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from lensborn import defaults
 from lensborn.density import FINITE, checked
-from lensborn.density import Floats as AnyFloats
+from lensborn.density import Floats as AnyFloats  # of float32, too
 
 LEAST = 50  # photographs to fit to: they tell a deviation to a tenth
-LEAST_DEVIATION = 1e-6  # of a texture that does not differ
+STILL = 1e-6  # of its size: a texture that differs by less between photographs stands still
 
 Floats = NDArray[np.float64]
 
@@ -76,11 +76,15 @@ class Contrast:
             )
         if len(rows) < LEAST:
             raise ValueError(f"{len(rows)} features are too few for a contrast: give {LEAST} or more")
-        if not np.ptp(rows[:, -n_textures:], axis=0).any():
-            raise ValueError("all textures are equal: give other photographs, or check the encoder")
         textures = _moments(rows[:, -n_textures:])
-        textures[1] = np.maximum(textures[1], LEAST_DEVIATION)
+        alive = textures[1] > STILL * (1 + np.abs(textures[0]))
+        # one that stands still in photographs says nothing of them, and must not outweigh the others elsewhere
+        textures[1] = np.where(alive, textures[1], FINITE)
         lengths, distances = (_moments(one) for one in _signs(rows, textures))
+        if not (alive.any() and lengths[1] > 0 and distances[1] > 0):
+            raise ValueError(
+                "all features or textures are alike: give other photographs, or check the encoder"
+            )
         return cls(rows.shape[1], textures, lengths, distances, float(weight), {"n_fitted": len(rows)})
 
     @property

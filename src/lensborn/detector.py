@@ -445,7 +445,7 @@ def judge(
     within = f"{_percent(p_value)} of calibration photographs look at least this unusual"
     if isinstance(known, KnownGenerator):
         within += f", {_percent(known.p_value)} at least this much like generated faces"
-    return "photographic", (f"within the range of photographs: {within}",)
+    return "photographic", (f"no more unusual than photographs: {within}",)
 
 
 def density_kind(asked: DensityKind | None, encoder: EncoderExport) -> DensityKind:

@@ -157,8 +157,9 @@ def auc_table(rows: Sequence[Row]) -> Table:
 def points_of(
     observed: Observed, contestant: Contestant, condition: str
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Features (N, D) of all pictures that have them, and the set of each (fig. 5)."""
+    """Features (N, D), without textures, of all pictures that have them, and the set of each (fig. 5)."""
     features = observed.conditions[condition].observed[contestant.name]
+    features = features[:, : features.shape[1] - contestant.texture_dim]
     there = np.flatnonzero(has_row(features))
     return np.asarray(features[there], dtype=np.float32), [observed.pictures[n].set for n in there]
 

@@ -10,9 +10,10 @@ KINDS = ("lensborn", "imagenet", "clip", "openclip", "farl", "exif-as-language")
 
 
 class Extractor(FeatureExtractor, Protocol):
-    """An encoder that also says what it was loaded from."""
+    """An encoder that also says what it was loaded from, and how many of its numbers, the last, are textures."""
 
     sha256: str
+    texture_dim: int
 
 
 class _OwnEncoder(Encoder):
@@ -21,7 +22,7 @@ class _OwnEncoder(Encoder):
     def __init__(self, path: Path) -> None:
         export = read_encoder(path)
         super().__init__(export.xml)
-        self.sha256 = export.fingerprint
+        self.sha256, self.texture_dim = export.fingerprint, export.texture_dim
 
 
 def load_extractor(kind: str, path: Path) -> Extractor:

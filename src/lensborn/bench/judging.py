@@ -41,7 +41,7 @@ PER_COMPONENT = 10  # photographs for every Gaussian
 class Refit:
     """Settings of the densities fitted here; what a set is too small for is left out. A contrast has none."""
 
-    contrasts: bool = True  # where an encoder gives textures, as in a bundle; else mixtures always
+    contrasts: bool = True  # where an encoder gives textures, as in a bundle; else these are left out
 
     n_components: Sequence[int] = (1, 2, 4, 8)  # held-out likelihood chooses
     n_dims: int = 64
@@ -122,7 +122,10 @@ def judge(
         if is_delivery(condition):
             return None
         features = observed.conditions[condition].observed[contestant.name]
-        return _refitted(features, contestant.texture_dim, mine, parts, condition, alpha, refit)
+        textures = contestant.texture_dim
+        if not refit.contrasts:
+            features, textures = features[:, : features.shape[1] - textures], 0
+        return _refitted(features, textures, mine, parts, condition, alpha, refit)
     scores = own_scores(contestant, condition, observed.conditions[condition])
     if contestant.threshold is not None:
         return Judgement(scores, contestant.threshold)
@@ -155,7 +158,7 @@ def _fitted(
     features: NDArray[np.float32] | NDArray[np.float64], texture_dim: int, refit: Refit
 ) -> Density | None:
     """What a bundle would have: a contrast where there are textures, else a mixture. None with too few rows."""
-    if texture_dim and refit.contrasts:
+    if texture_dim:
         return Contrast.fit(features, texture_dim) if len(features) >= LEAST else None
     components = [k for k in refit.n_components if k * PER_COMPONENT <= len(features)]
     n_dims = min(refit.n_dims, len(features) // PER_DIMENSION, features.shape[1])

@@ -261,7 +261,7 @@ def encoder_contestant(spec: str) -> "Contestant":
         extractor = load_extractor(kind, Path(path))
     except ValueError as error:
         raise ContestantError(f"--encoder {name}: {error}") from error
-    return EncoderContestant(name, extractor.sha256, extractor)
+    return EncoderContestant(name, extractor.sha256, extractor, texture_dim=extractor.texture_dim)
 
 
 def _print(tables: "Tables") -> None:

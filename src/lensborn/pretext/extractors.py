@@ -84,8 +84,10 @@ class VisionTransformer(nn.Module):
 class TorchExtractor:
     """A frozen network behind the interface of `features.Encoder`.
 
-    `size`: side of its input, px; `feature_dim`: D; `name`, `sha256`: of the checkpoint file.
+    `size`: side of its input, px; `feature_dim`: D; `name`, `sha256`: of the checkpoint file. It gives no textures.
     """
+
+    texture_dim = 0
 
     def __init__(
         self,
