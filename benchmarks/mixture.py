@@ -1,6 +1,7 @@
 """Fitting the mixture: time and held-out likelihood, beside scikit-learn's defaults; prints Markdown.
 
-    python benchmarks/mixture.py [--corpus CORPUS [--model BUNDLE] [--keep FILE]] [--faces 25000] [--held-out 4000] [--components 8]
+    python benchmarks/mixture.py [--corpus CORPUS [--model BUNDLE] [--keep FILE]] [--faces 25000]
+        [--held-out 4000] [--components 8]
 
 With a corpus (docs/training.md), features are those of a bundle's encoder on its crops, each delivered in several
 ways as in training: fitted to the sources that the encoder learnt from, held out are the others. Without one they

@@ -12,9 +12,9 @@ these are of sources that the corpus has, too: only those of sources that were n
 docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its probabilities
 hold, what a calibration given delivery would change, what damage does, and what `lensborn teach` brings. Its first
 channel is that of the shipped bundle.
-`ship` puts a channel that saw all of them, or that of a bundle, beside the first channel of BASE (the shipped bundle
-if left out), whose files it does not touch, and writes the shipped bundle and the README's second table: before
-measuring, where the first channel is new, and after it, with the tables in the card.
+`ship` puts a channel that saw all of them, or that of a bundle, beside the first channel of BASE (the shipped
+bundle if left out), whose files it does not touch, and writes the shipped bundle and the README's second table:
+before measuring, where the first channel is new, and after it, with the tables in the card.
 """
 
 import argparse
