@@ -237,7 +237,9 @@ def test_a_large_picture_is_given_back_to_the_system(tmp_path: Path) -> None:
         [sys.executable, "-c", code, small, large], capture_output=True, text=True, check=True, env=plain
     )
     before, after = map(int, done.stdout.split())  # KiB
-    assert after - before < 10_000  # of six pictures of 64 MB
+    # Where they are kept for their threads, one picture of 64 MB a thread stays. Less than half of one is what the
+    # decoder itself needs, which is 6 to 14 MB.
+    assert after - before < 30_000
 
 
 # --- refusals -----------------------------------------------------------------------------------------
