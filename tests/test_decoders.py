@@ -1,6 +1,5 @@
 """Decoders of tools/: every build rebuilds and learns, faces come back in order, and a rung sees them."""
 
-import csv
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +75,7 @@ def test_a_rung_sees_the_face_as_it_was_rebuilt(corpus, tmp_path):  # noqa: F811
     rows = decoders.write_faces(
         crops, builds, {build.name: Inverted() for build in builds}, tmp_path / "faces"
     )
-    with (tmp_path / decoders.TABLE).open("w", newline="") as file:
-        csv.writer(file).writerows([["file", "crop", "build"], *rows])
+    decoders.write_rows(tmp_path / decoders.TABLE, rows)
     rebuilt = decoders.read_rebuilt(tmp_path)
     assert set(rebuilt) == {crop.row["file"] for crop in crops}
     assert all(len(found) == decoders.PER_FACE for found in rebuilt.values())

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
@@ -37,8 +37,8 @@ from lensborn.datasets.corpus import Crop, read_corpus
 from lensborn.delivery import resized
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import native_face, split_crops
-from lensborn.pretext.loop import device
-from lensborn.pretext.model import Encoder
+from lensborn.pretext.loop import device, save_tensors, write_rows
+from lensborn.pretext.model import Encoder, watched
 
 Image = NDArray[np.uint8]
 
@@ -165,9 +165,7 @@ class Likeness(nn.Module):
         self.encoder = Encoder("efficientnet_lite0_short", 128)
         load_pretrained(self.encoder.backbone, init)
         self.eval().requires_grad_(False)
-        self.maps: list[Tensor] = []
-        for stage in self.encoder.backbone.stages()[:3]:
-            stage[-1].register_forward_hook(lambda _module, _given, out: self.maps.append(out))
+        self.maps = watched(self.encoder.backbone, (1, 2, 3))
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         """See the class."""
@@ -287,8 +285,8 @@ def rebuild(network: Autoencoder, faces: Sequence[Image]) -> Iterator[Image]:
 
 def write_faces(
     crops: Sequence[Crop], builds: Sequence[Build], networks: Mapping[str, Autoencoder], out: Path
-) -> list[tuple[str, str, str]]:
-    """PNGs of the crops' faces as the builds rebuild them; rows of (picture, the crop's file, build)."""
+) -> list[dict[str, str]]:
+    """PNGs of the crops' faces as the builds rebuild them; rows of the picture, the crop's file and the build."""
 
     def face_of(crop: Crop) -> Image:
         face = native_face(crop)[0]
@@ -305,7 +303,10 @@ def write_faces(
             names = [f"{Path(crops[n].row['file']).stem}-{build.name}.png" for n in mine]
             again = rebuild(networks[build.name], [faces[n] for n in mine])
             list(pool.map(write, [out / name for name in names], again))
-            rows += [(name, crops[n].row["file"], build.name) for name, n in zip(names, mine, strict=True)]
+            rows += [
+                {"file": name, "crop": crops[n].row["file"], "build": build.name}
+                for name, n in zip(names, mine, strict=True)
+            ]
     return rows
 
 
@@ -343,21 +344,14 @@ def main() -> None:
             if faces is None:
                 faces, likeness = large_faces(splits["train"]).to(where), Likeness(arguments.init).to(where)
             trained = train(build, faces, likeness, arguments.steps)
-            aside = path.with_suffix(".part")
-            save_file({name: value.cpu() for name, value in trained.state_dict().items()}, aside)
-            aside.replace(path)
+            save_tensors(path, trained.state_dict())
         networks[build.name] = Autoencoder(build).to(where).eval()
         networks[build.name].load_state_dict(load_file(path))
     if arguments.only:
         return
     rows = write_faces(splits["train"], BUILDS, networks, out / "faces")
     rows += write_faces(splits["validate"], HELD_OUT, networks, out / "faces")
-    aside = out / f"{TABLE}.part"
-    with aside.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "crop", "build"])
-        writer.writerows(sorted(rows))
-    aside.replace(out / TABLE)
+    write_rows(out / TABLE, sorted(rows, key=lambda row: row["file"]))
 
 
 if __name__ == "__main__":

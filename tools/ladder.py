@@ -40,7 +40,7 @@ from lensborn.pretext.export import write_export
 from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve, device
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
-from lensborn.pretext.model import Encoder, moments
+from lensborn.pretext.model import Encoder, moments, watched
 from lensborn.pretext.train import rank_accuracy, summary_of
 
 SIDE = 192  # px at which a delivered face is looked at
@@ -169,9 +169,9 @@ class Rungs(Dataset[dict[str, Tensor]]):
         ways = self.rung.ways
         if "trace" not in self.rung.tasks or REBUILD not in ways:
             return None
-        found = self.means.rebuilt.get(crop.row["file"], [])
-        if not found or (len(ways) > 1 and rng.random() > 1 / len(ways)):
+        if len(ways) > 1 and rng.random() > 1 / len(ways):
             return None
+        found = self.means.rebuilt[crop.row["file"]]
         return read_photo(found[rng.integers(len(found))]).pixels
 
     def _seen(self, face: Image, rng: np.random.Generator) -> Tensor:
@@ -491,15 +491,12 @@ def _rebuilding(network: Decoding) -> traces.Decoder:
 
 class Layers(nn.Module):
     """Patches (N, 3, P, P) to the features, then the mean and deviation of each channel over the patch, of the maps
-    of some stages; they count from 1, None is all."""
+    of some stages (see `watched`)."""
 
     def __init__(self, model: RungModel, stages: Sequence[int] | None = None) -> None:
         super().__init__()
         self.model = model
-        self.maps: list[Tensor] = []
-        for number, stage in enumerate(model.encoder.backbone.stages(), start=1):
-            if stages is None or number in stages:
-                stage[-1].register_forward_hook(lambda _module, _given, out: self.maps.append(out))
+        self.maps = watched(model.encoder.backbone, stages)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -254,5 +254,10 @@ def scores_of_table(path: Path) -> Contestant:
     return FunctionContestant(path.stem, look_up, hashlib.sha256(content).hexdigest())
 
 
+def without_textures(features: Floating, contestant: Contestant) -> Floating:
+    """A contestant's observations (N, D) without its textures, the last `texture_dim` columns."""
+    return features[:, : features.shape[1] - contestant.texture_dim]
+
+
 def _encode(encoder: FeatureExtractor, views: Sequence[View]) -> NDArray[np.float32]:
     return encoder.encode(np.stack([view.crop(encoder.size) for view in views]))

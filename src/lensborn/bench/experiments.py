@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensborn.bench import literature, plots
-from lensborn.bench.contestants import Contestant
+from lensborn.bench.contestants import Contestant, without_textures
 from lensborn.bench.judging import Entry, Refit
 from lensborn.bench.observing import Observed, has_row
 from lensborn.bench.render import Section, Table, interval, latex, markdown, number, to_csv, to_json, write
@@ -158,8 +158,7 @@ def points_of(
     observed: Observed, contestant: Contestant, condition: str
 ) -> tuple[NDArray[np.float32], list[str]]:
     """Features (N, D), without textures, of all pictures that have them, and the set of each (fig. 5)."""
-    features = observed.conditions[condition].observed[contestant.name]
-    features = features[:, : features.shape[1] - contestant.texture_dim]
+    features = without_textures(observed.conditions[condition].observed[contestant.name], contestant)
     there = np.flatnonzero(has_row(features))
     return np.asarray(features[there], dtype=np.float32), [observed.pictures[n].set for n in there]
 

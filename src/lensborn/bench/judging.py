@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensborn import defaults
-from lensborn.bench.contestants import Contestant
+from lensborn.bench.contestants import Contestant, without_textures
 from lensborn.bench.metrics import MIN_GROUPS
 from lensborn.bench.observing import Observed, has_row, own_scores
 from lensborn.bench.protocols import EQUALISED, PUBLISHED, is_delivery
@@ -42,7 +42,6 @@ class Refit:
     """Settings of the densities fitted here; what a set is too small for is left out. A contrast has none."""
 
     contrasts: bool = True  # where an encoder gives textures, as in a bundle; else these are left out
-
     n_components: Sequence[int] = (1, 2, 4, 8)  # held-out likelihood chooses
     n_dims: int = 64
     shrinkage: float = 0.1
@@ -124,7 +123,7 @@ def judge(
         features = observed.conditions[condition].observed[contestant.name]
         textures = contestant.texture_dim
         if not refit.contrasts:
-            features, textures = features[:, : features.shape[1] - textures], 0
+            features, textures = without_textures(features, contestant), 0
         return _refitted(features, textures, mine, parts, condition, alpha, refit)
     scores = own_scores(contestant, condition, observed.conditions[condition])
     if contestant.threshold is not None:

@@ -182,9 +182,9 @@ class Loop(ABC):
         if self.rank:
             return
         if better:
-            _save_tensors(self.out / BEST, self.model.state_dict(), {"epoch": str(self.epoch)})
+            save_tensors(self.out / BEST, self.model.state_dict(), {"epoch": str(self.epoch)})
         self._save()
-        _write_log(self.out / LOG, self.rows)
+        write_rows(self.out / LOG, self.rows)
         _write_events(self.out / "tensorboard", row)
 
     def _save(self) -> None:
@@ -194,7 +194,7 @@ class Loop(ABC):
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
         position = {"epoch": self.epoch, "step": self.step, "best": self.best, "rows": self.rows}
-        _save_tensors(self.out / CHECKPOINT, tensors, {"position": json.dumps(position)})
+        save_tensors(self.out / CHECKPOINT, tensors, {"position": json.dumps(position)})
 
     def _restore(self) -> None:
         with safe_open(self.out / CHECKPOINT, framework="pt") as file:
@@ -321,7 +321,8 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all."""
     aside = path.with_name(path.name + ".part")
     # safetensors stores rows contiguously; channels-last is put back when the weights are loaded.
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, aside, metadata)
@@ -334,7 +335,8 @@ def _write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def _write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
+    """Write rows of the same columns as CSV, whole or not at all."""
     aside = path.with_name(path.name + ".part")
     with aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

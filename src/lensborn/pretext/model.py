@@ -1,5 +1,6 @@
 """The encoder and its five heads (Zou et al. 2025, section 3): four tag scores and one manipulation logit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,18 @@ class Encoder(nn.Module):
         """See the class."""
         features: Tensor = self.projection(self.backbone((crops - self.mean) / self.std))
         return features
+
+
+def watched(backbone: nn.Module, stages: Sequence[int] | None = None) -> list[Tensor]:
+    """A list to which every pass of a backbone appends the maps of some stages, which count from 1; None is all.
+
+    It is cleared by whoever reads it.
+    """
+    maps: list[Tensor] = []
+    for number, stage in enumerate(backbone.stages(), start=1):  # type: ignore[operator]
+        if stages is None or number in stages:
+            stage[-1].register_forward_hook(lambda _module, _given, out: maps.append(out))
+    return maps
 
 
 def moments(maps: Tensor) -> Tensor:
