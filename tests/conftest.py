@@ -89,7 +89,7 @@ def detector(tiny_bundle: Bundle) -> Iterator[Detector]:
 
 @pytest.fixture(scope="session")
 def tiny_channel(
-    tmp_path_factory: pytest.TempPathFactory, example_crops: npt.NDArray[np.uint8]
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle, example_crops: npt.NDArray[np.uint8]
 ) -> KnownChannel:
     """A known channel of random weights, for which generated faces are photographs made coarse."""
     xml = tmp_path_factory.mktemp("known") / KNOWN_XML
@@ -98,12 +98,12 @@ def tiny_channel(
         "photos": Encoder(xml).encode(example_crops),
         "coarse": Encoder(xml).encode(np.stack([coarse(crop) for crop in example_crops])),
     }
-    memory = Memory.empty(TINY_DIM)
+    memory, unusual = Memory.empty(TINY_DIM), Detector.load(tiny_bundle.path).score(example_crops)[:, None]
     for name, rows in features.items():
-        memory = memory.add(name, name == "coarse", rows[::2, None], LEARN)
-        memory = memory.add(name, name == "coarse", rows[1::2, None], CALIBRATE)
+        memory = memory.add(name, name == "coarse", rows[::2, None], unusual[::2], LEARN)
+        memory = memory.add(name, name == "coarse", rows[1::2, None], unusual[1::2], CALIBRATE)
     look = KnownLook(2 * TINY.size, TINY.size, least_side=100, least_detail=0.5)
-    part = KnownPart(KnownHead.learn(memory), {**asdict(look), "share": 0.8}, frozenset({"0123456789abcdef"}))
+    part = KnownPart(KnownHead.learn(memory), asdict(look), frozenset({"0123456789abcdef"}))
     return KnownChannel(xml, part)
 
 

@@ -20,7 +20,7 @@ from lensborn.bench.observing import Condition, Observed, observe
 from lensborn.bench.protocols import EQUALISED, PUBLISHED, conditions_of, show
 from lensborn.bench.tables import Judged, make_tables
 from lensborn.bench.views import View
-from lensborn.calibration import Conformal, combined_p
+from lensborn.calibration import Conformal
 from lensborn.cli import app
 from lensborn.contrast import Contrast
 from lensborn.datasets.pictures import Picture, pictures_of_folder
@@ -118,7 +118,7 @@ def test_its_other_channels_say_there_what_they_say_to_a_user(odd, known_bundle)
             assert alone == pytest.approx(said.score, abs=1e-3)
             assert (alone >= known.threshold) == (said.p_value <= detector.info.alpha)
             assert (both >= fused.threshold) == (faces[0].verdict == "ai_generated")
-            assert math.exp(-both) == pytest.approx(combined_p(faces[0].p_value, said.p_value, 0.8))
+            assert math.exp(-both) == pytest.approx(faces[0].combined_p_value, rel=0.02)
         else:
             assert math.isnan(alone)
     assert spoke

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lensborn.calibration import Conformal, FaceConformal, clopper_pearson, combined_p, minimum_scores
+from lensborn.calibration import Conformal, FaceConformal, clopper_pearson, minimum_scores
 
 SCORES = st.lists(
     st.one_of(st.integers(-5, 5).map(float), st.floats(-1e9, 1e9)), min_size=1, max_size=60
@@ -192,16 +192,3 @@ def test_repeating_faces_does_not_sharpen_a_p_value() -> None:
 def test_faces_without_finite_scores_are_refused(scores: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         FaceConformal.fit(scores, range(len(scores)))
-
-
-def test_a_silent_channel_leaves_the_first_its_own_part() -> None:
-    """Else the rate would exceed alpha where the faces that it is silent of are the unusual ones."""
-    rng = np.random.default_rng(0)
-    silent = rng.uniform(size=40_000) < 0.2
-    scores = rng.normal(size=40_000) + 1.5 * silent
-    first = Conformal.fit(scores[:20_000]).p_values(scores[20_000:])
-    known = rng.uniform(size=20_000)
-    combined = [
-        combined_p(p, None if s else q, 0.8) for p, q, s in zip(first, known, silent[20_000:], strict=True)
-    ]
-    assert (np.array(combined) <= 0.05).mean() <= 0.053

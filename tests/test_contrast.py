@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from lensborn import defaults
-from lensborn.contrast import LEAST, Contrast
+from lensborn.contrast import GREATER, LEAST, Contrast
 
 Array = NDArray[np.float64]
 PLAIN, TEXTURES = 4, 3
@@ -29,7 +28,7 @@ def faces(n: int = 300, seed: int = 0) -> Array:
 FITTED = Contrast.fit(faces(), TEXTURES)
 
 
-def literal_scores(photographs: Array, rows: Array, weight: float) -> Array:
+def literal_scores(photographs: Array, rows: Array) -> Array:
     """As the formula is written, one face and one sign at a time."""
     known = photographs[:, PLAIN:]
     means, deviations = known.mean(axis=0), known.std(axis=0)
@@ -41,50 +40,51 @@ def literal_scores(photographs: Array, rows: Array, weight: float) -> Array:
         away = [(x - m) / s for x, m, s in zip(row[PLAIN:], means, deviations, strict=True)]
         return float(np.sqrt(sum(x * x for x in away) / TEXTURES))
 
-    scores = np.zeros(len(rows))
-    for sign, times in ((length, 1.0), (distance, weight)):
+    signs = []
+    for sign, times in ((length, 1.0), (distance, -1.0)):
         own = [sign(row) for row in photographs]
-        scores += [times * (sign(row) - np.mean(own)) / np.std(own) for row in rows]
-    return scores
+        signs.append([times * (sign(row) - np.mean(own)) / np.std(own) for row in rows])
+    return np.array([max(pair) for pair in zip(*signs, strict=True)])
 
 
-@pytest.mark.parametrize("weight", [defaults.TEXTURE_WEIGHT, -1.5, 2.0])
-def test_scoring_equals_the_formula(weight: float) -> None:
+def test_scoring_equals_the_formula() -> None:
     fresh = faces(40, seed=1)
-    found = Contrast.fit(faces(), TEXTURES, weight=weight).score(fresh)
-    np.testing.assert_allclose(found, literal_scores(faces(), fresh, weight), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(FITTED.score(fresh), literal_scores(faces(), fresh), rtol=1e-6, atol=1e-9)
 
 
-def test_it_is_the_score_of_the_experiment() -> None:
+def test_it_is_the_score_of_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same ranks as tools/experiment_scores.py gives, with textures of which each counts by itself."""
     tools = Path(__file__).parent.parent / "tools"
     if not tools.is_dir():
         pytest.skip("the tools are not part of an installation")
     sys.path.insert(0, str(tools))
-    from experiment_scores import Setting, component_distance, mixture_of, prepared
+    import experiment_scores
 
-    photographs, fresh = faces(), faces(200, seed=1)
-    setting = Setting(layers=(0,), standard=True, dims=0, components=1, shrinkage=1.0)
-    prepare = prepared(setting, slice(PLAIN, None), photographs)
-    mixture = mixture_of(setting, prepare(photographs), 0)
+    columns = {(0,): slice(PLAIN), (3, 4): slice(PLAIN, None)}
+    monkeypatch.setattr(experiment_scores, "columns_of", lambda layers, _: columns[layers])
+    setting = experiment_scores.Setting(
+        layers=(3, 4),
+        standard=True,
+        dims=0,
+        components=1,
+        shrinkage=1.0,
+        density="length+component",
+        join="greatest",
+        weights=(1.0, -1.0),
+    )
+    theirs = experiment_scores.fitted(setting, "", 0, faces(), None)(faces(200, seed=1))
+    np.testing.assert_allclose(FITTED.score(faces(200, seed=1)), theirs, rtol=1e-4, atol=1e-4)
 
-    def signs(rows: Array) -> tuple[Array, Array]:
-        return np.linalg.norm(rows[:, :PLAIN], axis=1), component_distance(mixture, prepare(rows))
 
-    parts = [
-        (new - own.mean()) / own.std() for new, own in zip(signs(fresh), signs(photographs), strict=True)
-    ]
-    theirs = parts[0] + defaults.TEXTURE_WEIGHT * parts[1]
-    np.testing.assert_allclose(FITTED.score(fresh), theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_longer_features_are_stranger_and_farther_textures_are_not() -> None:
+def test_longer_features_and_nearer_textures_are_stranger() -> None:
     rows = faces(50, seed=2)
-    longer, farther = rows.copy(), rows.copy()
+    longer, nearer = rows.copy(), rows.copy()
     longer[:, :PLAIN] *= 1.1
-    farther[:, PLAIN:] += 0.1 * (rows[:, PLAIN:] - FITTED.textures[0])
-    assert (FITTED.score(longer) > FITTED.score(rows)).all()
-    assert (FITTED.score(farther) < FITTED.score(rows)).all()
+    nearer[:, PLAIN:] -= 0.1 * (rows[:, PLAIN:] - FITTED.textures[0])
+    before = FITTED.score(rows)
+    for changed in (FITTED.score(longer), FITTED.score(nearer)):
+        assert (changed >= before).all()
+        assert (changed > before).any()
 
 
 def test_a_texture_that_stood_still_counts_for_nothing_where_it_moves() -> None:
@@ -106,7 +106,13 @@ def test_company_changes_no_bit() -> None:
 
 def test_arrays_and_settings_give_the_same_contrast() -> None:
     stored = json.loads(json.dumps(FITTED.settings()))
-    assert stored == {"kind": "contrast", "weight": -0.5, "n_features": 7, "n_textures": 3, "n_fitted": 300}
+    assert stored == {
+        "kind": "contrast",
+        "score": GREATER,
+        "n_features": 7,
+        "n_textures": 3,
+        "n_fitted": 300,
+    }
     arrays = load(save({name: np.ascontiguousarray(array) for name, array in FITTED.to_arrays().items()}))
     again = Contrast.from_arrays(arrays, stored)
     assert again.settings() == stored
@@ -162,7 +168,7 @@ VALUES = st.one_of(
     st.sampled_from(sorted(FITTED.to_arrays())),
     SHAPES,
     NUMBERS,
-    st.sampled_from(["kind", "weight", "n_features", "n_textures", "other"]),
+    st.sampled_from(["kind", "score", "n_features", "n_textures", "other"]),
     VALUES,
 )
 def test_arrays_of_strangers_load_or_raise_value_error(
@@ -198,7 +204,7 @@ def test_arrays_of_strangers_load_or_raise_value_error(
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(name: str, array: Array) -> None:
-    with pytest.raises(ValueError, match=r"contrast|must be|not finite|another kind or number"):
+    with pytest.raises(ValueError, match=r"contrast|must be|not finite|another kind, score or number"):
         Contrast.from_arrays({**FITTED.to_arrays(), name: array}, FITTED.settings())
 
 

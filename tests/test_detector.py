@@ -75,16 +75,16 @@ def test_alpha_outside_its_range_is_refused(tiny_bundle: Bundle, alpha: float) -
 
 
 def test_verdicts_and_reasons() -> None:
-    verdict, reasons = judge(0.031, side=200, alpha=0.05)
+    verdict, reasons = judge(0.031, 0.031, side=200, alpha=0.05)
     assert verdict == "ai_generated"
     assert reasons == ("no more than 3.1 % of calibration photographs look this unusual",)
-    verdict, reasons = judge(0.43, side=200, alpha=0.05)
+    verdict, reasons = judge(0.43, 0.43, side=200, alpha=0.05)
     assert verdict == "photographic"
     assert reasons[0].startswith("no more unusual than photographs: 43 %")
-    verdict, reasons = judge(0.001, side=52, alpha=0.05)
+    verdict, reasons = judge(0.001, 0.001, side=52, alpha=0.05)
     assert verdict == "unsure"
     assert reasons == ("the crop is 52 px, below the 80 px that the model needs",)
-    assert judge(0.05, side=defaults.MIN_CROP_PX, alpha=0.05)[0] == "ai_generated"
+    assert judge(0.05, 0.05, side=defaults.MIN_CROP_PX, alpha=0.05)[0] == "ai_generated"
 
 
 def test_a_face_without_a_finite_score_is_no_verdict(

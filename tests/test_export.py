@@ -241,6 +241,15 @@ def test_convolutions_with_groups_strides_and_uneven_padding() -> None:
     check_alike(pooled(ops.convolution(maps, kernel, [1, 1], [0, 0], [1, 1], [2, 2])), crops)
 
 
+def test_padding_by_uneven_places() -> None:
+    crops = parameter()
+    maps = ops.pad(crops, [0, 0, 0, 1], [0, 0, 2, 0], "constant", np.float32(7))
+    check_alike(
+        pooled(ops.convolution(maps, np.ones((5, 4, 3, 3), np.float32), [1, 1], [0, 0], [0, 0], [1, 1])),
+        crops,
+    )
+
+
 def test_max_pool_pads_with_nothing_rather_than_with_zeros() -> None:
     crops = parameter()
     below = ops.subtract(crops, np.full((1, 1, 1, 1), 300, np.float32))

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from lensborn import defaults
 from lensborn.bundle import Bundle, BundleError, read_bundle
-from lensborn.calibration import combined_p
+from lensborn.calibration import Conformal
 from lensborn.cli import app
 from lensborn.detector import Detector, judge
 from lensborn.faces import crop_face
-from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence, detail
+from lensborn.known import ALONE, KnownChannel, KnownGenerator, KnownLook, Silence, detail
 from lensborn.photo import read_photo
 
 LEVELS = st.floats(1e-4, 1)
@@ -121,44 +121,60 @@ def test_faces_too_small_for_the_channel_are_left_to_the_first(known_bundle: Bun
 
 
 def test_reasons_name_the_channel_that_spoke() -> None:
+    """By its own p-value; and both where neither alone is at most alpha."""
     known = KnownGenerator(3.0, 0.01)
-    assert judge(0.4, 200, 0.05, known, 0.8) == (
+    assert judge(0.4, 0.02, 200, 0.05, known) == (
         "ai_generated",
-        ("no more than 1 % of calibration photographs look this much like generated faces",),
+        (
+            "like generated faces: 40 % of calibration photographs look at least this unusual, 1 % at least this "
+            "much like generated faces",
+            "no more than 2 % look this much so in both respects together",
+        ),
     )
-    assert judge(0.001, 200, 0.05, known, 0.8)[1] == (
-        "no more than 0.1 % of calibration photographs look this unusual",
-        "no more than 1 % of calibration photographs look this much like generated faces",
+    assert judge(0.001, 0.002, 200, 0.05, known)[1][0].startswith("unusual and like generated faces: 0.1 %")
+    assert judge(0.03, 0.05, 200, 0.05, KnownGenerator(0.0, 0.3))[1][0].startswith("unusual: 3 %")
+    assert judge(0.2, 0.05, 200, 0.05, KnownGenerator(0.0, 0.1))[1][0].startswith(
+        "somewhat unusual and somewhat like generated faces: 20 %"
     )
-    assert judge(0.04, 200, 0.05, KnownGenerator(0.0, 0.3), 0.8) == (
+    assert judge(0.04, 0.06, 200, 0.05, KnownGenerator(0.0, 0.3)) == (
         "photographic",
         (
             "no more unusual than photographs: 4 % of calibration photographs look at least this unusual, "
             "30 % at least this much like generated faces",
         ),
     )
-    assert judge(0.001, 79, 0.05, known, 0.8)[0] == "unsure"
-    for p_value, verdict in (
-        (0.04, "photographic"),
-        (0.009, "ai_generated"),
-    ):  # silent: the first keeps its part
-        assert judge(p_value, 200, 0.05, Silence.TOO_SMALL, 0.8)[0] == verdict
-    assert judge(0.04, 200, 0.05)[0] == "ai_generated"  # a model without the channel
+    assert judge(0.001, 0.001, 79, 0.05, known)[0] == "unsure"
+    assert judge(0.04, 0.04, 200, 0.05) == (  # a model without the channel
+        "ai_generated",
+        ("no more than 4 % of calibration photographs look this unusual",),
+    )
+    assert judge(0.01, 0.05, 100, 0.05, Silence.TOO_SMALL)[0] == "ai_generated"
 
 
-@given(LEVELS, LEVELS, st.floats(0.01, 0.99), st.floats(1e-4, 0.99))
-def test_the_combined_p_decides(first: float, second: float, share: float, alpha: float) -> None:
+@given(LEVELS, LEVELS, LEVELS, st.floats(1e-4, 0.99))
+def test_the_combined_p_decides(first: float, second: float, combined: float, alpha: float) -> None:
     known = KnownGenerator(0.0, second)
-    flagged = judge(first, defaults.MIN_CROP_PX, alpha, known, share)[0] == "ai_generated"
-    assert flagged == (combined_p(first, second, share) <= alpha)
+    flagged = judge(first, combined, defaults.MIN_CROP_PX, alpha, known)[0] == "ai_generated"
+    assert flagged == (combined <= alpha)
 
 
-def test_the_combined_p_keeps_the_promise_however_the_channels_depend() -> None:
+def test_the_combined_p_is_of_both_scores_or_of_the_first_alone(tiny_channel: KnownChannel) -> None:
+    both = tiny_channel.combined_p(1.5, 0.3, KnownGenerator(2.0, 0.1))
+    assert both == tiny_channel.head.fused_p([2.0], [1.5])[0]
+    assert tiny_channel.combined_p(1.5, 0.01, Silence.TOO_SMALL) == pytest.approx(0.05)
+    assert tiny_channel.combined_p(1.5, 0.3, Silence.TOO_SMALL) == 1.0
+
+
+def test_a_silent_channel_leaves_the_first_a_part_of_alpha() -> None:
+    """Else the rate would exceed alpha where the faces that it is silent of are the unusual ones."""
     rng = np.random.default_rng(0)
-    first = rng.uniform(size=20_000)
-    for second in (rng.uniform(size=20_000), first, 1 - first):
-        combined = np.array([combined_p(p, q, 0.8) for p, q in zip(first, second, strict=True)])
-        assert (combined <= 0.05).mean() < 0.055
+    silent = rng.uniform(size=40_000) < 0.1
+    scores = rng.normal(size=40_000) + 1.0 * silent
+    first = Conformal.fit(scores[:20_000]).p_values(scores[20_000:])
+    together = rng.uniform(size=20_000)
+    combined = np.where(silent[20_000:], first / ALONE, together)
+    assert (combined <= 0.05).mean() <= 0.053
+    assert (np.where(silent[20_000:], first, together) <= 0.05).mean() > 0.055
 
 
 def test_the_first_channel_is_the_same_to_the_bit(tiny_bundle: Bundle, known_bundle: Bundle) -> None:
@@ -189,7 +205,6 @@ def change(**values: object) -> Callable[[dict[str, Any]], None]:
 
 
 DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "share": change(share=1.0),
     "patch": change(patch=16),
     "patch that the graph has not": change(side=96, patch=64),
     "side": change(side="192"),
@@ -236,7 +251,7 @@ def test_the_smallest_alpha_that_can_flag(known_bundle: Bundle, tiny_bundle: Bun
     first = 1 / (len(known_bundle.conformal.scores) + 1)
     assert Detector.load(tiny_bundle.path).smallest_p == first
     known = 1 / (120 + 1)  # of the calibration faces of the fixture
-    assert Detector.load(known_bundle.path).smallest_p == pytest.approx(min(first / 0.2, known / 0.8))
+    assert Detector.load(known_bundle.path).smallest_p == pytest.approx(min(first / ALONE, known))
 
 
 def test_both_channels_are_shown_to_people(known_bundle: Bundle, examples: Path) -> None:

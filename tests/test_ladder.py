@@ -176,7 +176,7 @@ def noise(n):
 
 
 def test_a_rung_is_exported_with_its_textures(rung):
-    assert ladder.export(rung) == rung / "encoder.xml"
+    assert ladder.export([rung]) == rung
     export = read_encoder(rung)
     assert (export.backbone, export.preprocessing.size) == ("efficientnet_lite0_short", ladder.SIDE)
     assert (export.feature_dim, export.texture_dim) == (ladder.FEATURES + 2 * (40 + 80), 2 * (40 + 80))
@@ -201,15 +201,27 @@ def test_a_rung_is_exported_with_its_textures(rung):
     assert np.corrcoef(np.mean(looks, axis=0).ravel(), found.ravel())[0, 1] > 0.95
 
 
+def test_rungs_side_by_side_give_the_features_of_both_and_then_their_textures(rung):
+    pair = ladder.export([rung, rung])
+    assert pair == rung.with_name(f"{rung.name}+{rung.name}")
+    one, both = read_encoder(ladder.export([rung])), read_encoder(pair)
+    assert (both.feature_dim, both.texture_dim) == (2 * one.feature_dim, 2 * one.texture_dim)
+    assert both.training["beside"] == [one.training]
+    plain, faces = ladder.FEATURES, noise(2)
+    alone, together = Encoder(one.xml).encode(faces), Encoder(both.xml).encode(faces)
+    np.testing.assert_allclose(together[:, : 2 * plain], np.tile(alone[:, :plain], 2), rtol=1e-5)
+    np.testing.assert_allclose(together[:, 2 * plain :], np.tile(alone[:, plain:], 2), rtol=1e-5)
+
+
 @pytest.mark.parametrize("changes", [{"view": "face"}, {"sees": "residual"}, {"shuffle": 32}])
 def test_a_rung_that_sees_something_else_is_not_exported(tmp_path, changes):
     (tmp_path / "settings.json").write_text(json.dumps(asdict(ladder.Rung(**changes))))
     with pytest.raises(ValueError, match="take a rung that sees patches of RGB"):
-        ladder.export(tmp_path)
+        ladder.export([tmp_path])
 
 
 def test_a_rung_becomes_the_first_channel(rung, tmp_path):
-    export = ship.encoder_of(rung)
+    export = ship.encoder_of([rung])
     rng = np.random.default_rng(0)
     features = rng.normal(size=(240, export.feature_dim)).astype(np.float32)
     groups = [str(number) for number in range(240)]
@@ -218,9 +230,9 @@ def test_a_rung_becomes_the_first_channel(rung, tmp_path):
     for words in (
         "efficientnet_lite0_short, 192 px, trained on patches of 128 px, started from ImageNet weights",
         "to rank pairs of photographs by four EXIF tags, to spot manipulated faces and to spot faces whose",
-        "(resampled, filtered or put together from patches of photographs), on photographs alone",
+        "(resampled, filtered or put together from patches of photographs); all on photographs alone",
         "50 crops, 7 sources",
-        "less 0.5 times how far its textures",
+        "the greater of two signs",
         "rank accuracy iso 0.700; manipulated against pristine, AUC 0.800; without its trace",
     ):
         assert words in " ".join(card.split())
@@ -230,11 +242,12 @@ def test_a_rung_becomes_the_first_channel(rung, tmp_path):
     assert_array_equal(Detector.load(bundle.path).score(faces), detector.score(faces))
 
 
-def test_a_first_channel_made_of_a_rung_can_be_exported(rung, tmp_path):
+@pytest.mark.parametrize("several", [1, 2])
+def test_a_first_channel_made_of_rungs_can_be_exported(rung, tmp_path, several):
     pytest.importorskip("onnx", reason="needs pip install 'lensborn[onnx]'")
     from lensborn.export import export_bundle
 
-    export = ship.encoder_of(rung)
+    export = ship.encoder_of([rung] * several)
     features = np.random.default_rng(0).normal(size=(240, export.feature_dim)).astype(np.float32)
     groups = [str(number) for number in range(240)]
     detector = Detector.fit(features, groups, export, name="trial", population="noise")

@@ -22,6 +22,7 @@ from lensborn.logistic import (
 )
 
 D = 3
+NOTHING = np.zeros((40, 1))  # of the first channel
 
 
 def memory_of(seed: int = 0, apart: float = 1.5, held_out: bool = True) -> Memory:
@@ -32,7 +33,8 @@ def memory_of(seed: int = 0, apart: float = 1.5, held_out: bool = True) -> Memor
         for use in (LEARN, CALIBRATE):
             if generated and use == CALIBRATE and not held_out:
                 continue
-            memory = memory.add(name, generated, rng.normal(apart * generated, 1, (n, 1, D)), use)
+            looks = rng.normal(apart * generated, 1, (n, 1, D + 1))
+            memory = memory.add(name, generated, looks[..., :D], 10 * looks[..., D], use)
     return memory
 
 
@@ -121,9 +123,9 @@ def test_learning_twice_gives_the_same_bits() -> None:
 
 def test_a_score_does_not_depend_on_the_faces_beside_it() -> None:
     rng = np.random.default_rng(0)
-    head = KnownHead.learn(Memory.empty(128).add("a", False, rng.normal(size=(40, 1, 128)), LEARN)
-                           .add("x", True, rng.normal(1, 1, size=(40, 1, 128)), LEARN)
-                           .add("a", False, rng.normal(size=(40, 1, 128)), CALIBRATE))  # fmt: skip
+    head = KnownHead.learn(Memory.empty(128).add("a", False, rng.normal(size=(40, 1, 128)), NOTHING, LEARN)
+                           .add("x", True, rng.normal(1, 1, size=(40, 1, 128)), NOTHING, LEARN)
+                           .add("a", False, rng.normal(size=(40, 1, 128)), NOTHING, CALIBRATE))  # fmt: skip
     features = rng.normal(size=(17, 128)).astype(np.float32)
     scores = head.score(features)
     for start, end in ((0, 1), (3, 5), (2, 17)):
@@ -139,6 +141,30 @@ def test_p_values_are_the_largest_of_the_populations(scores: list[float]) -> Non
         for rows in memory.populations().values()
     ]
     np.testing.assert_allclose(HEAD.p_values(scores), np.max(each, axis=0), rtol=1e-9)
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=1, max_size=30))
+def test_both_channels_are_judged_by_the_sum_of_their_evidence(scores: list[tuple[float, float]]) -> None:
+    """Literally: the greater sign, and the first channel's score in deviations of photographs; then p-values."""
+    memory, (stretch, shift) = HEAD.memory, HEAD.platt
+    rows = memory.rows(CALIBRATE) & ~memory.positive
+    weights = balance(memory.sets[rows], memory.positive[rows])
+    mean = np.average(memory.unusual[rows], weights=weights)
+    deviation = np.sqrt(np.average((memory.unusual[rows] - mean) ** 2, weights=weights))
+
+    def evidence(score: float, unusual: float) -> float:
+        return (score - shift) / stretch + (unusual - mean) / deviation
+
+    known, first = map(np.array, zip(*scores, strict=True))
+    wanted = [evidence(*pair) for pair in scores]
+    np.testing.assert_allclose(HEAD.fused(known, first), wanted, rtol=1e-6, atol=1e-6)
+    calibration = HEAD.fused(HEAD.score(memory.features), memory.unusual)
+    fused = HEAD.fused(known, first)
+    each = [
+        [(1 + sum(c >= s for c in calibration[rows])) / (rows.sum() + 1) for s in fused]
+        for rows in memory.populations().values()
+    ]
+    np.testing.assert_allclose(HEAD.fused_p(known, first), np.max(each, axis=0), rtol=1e-9)
 
 
 @given(st.floats(0.005, 0.9), st.lists(st.floats(-50, 50), min_size=1, max_size=30))
@@ -157,22 +183,25 @@ def test_photographs_of_every_population_keep_the_promise() -> None:
     centres = {"a": 0.0, "b": 1.0, "x": 2.0}
     for name, centre in centres.items():
         for use in (LEARN, CALIBRATE):
-            memory = memory.add(name, name == "x", rng.normal(centre, 1, (400, 1, D)), use)
+            looks = rng.normal(centre, 1, (400, 1, D + 1))
+            memory = memory.add(name, name == "x", looks[..., :D], looks[..., D], use)
     head = KnownHead.learn(memory)
-    flagged = {
-        name: (head.p_values(head.score(rng.normal(centre, 1, (4000, D)))) <= 0.05).mean()
-        for name, centre in centres.items()
-    }
-    assert flagged["a"] < 0.05
-    assert flagged["b"] == pytest.approx(0.05, abs=0.025)
-    assert flagged["x"] > flagged["b"]
+    fresh = {name: rng.normal(centre, 1, (4000, D + 1)) for name, centre in centres.items()}
+    scores = {name: head.score(rows[:, :D]) for name, rows in fresh.items()}
+    alone = {name: head.p_values(one) for name, one in scores.items()}
+    fused = {name: head.fused_p(one, fresh[name][:, D]) for name, one in scores.items()}
+    for p_values in (alone, fused):
+        flagged = {name: (one <= 0.05).mean() for name, one in p_values.items()}
+        assert flagged["a"] < 0.05
+        assert flagged["b"] == pytest.approx(0.05, abs=0.025)
+        assert flagged["x"] > flagged["b"]
 
 
 def test_small_populations_join_the_largest() -> None:
     rng = np.random.default_rng(0)
     memory = Memory.empty(D)
     for name, n in (("large", 100), ("small", LEAST_POPULATION - 1), ("enough", LEAST_POPULATION)):
-        memory = memory.add(name, False, rng.normal(size=(n, 2, D)), CALIBRATE)
+        memory = memory.add(name, False, rng.normal(size=(n, 2, D)), np.zeros((n, 2)), CALIBRATE)
     found = {name: int(rows.sum()) for name, rows in memory.populations().items()}
     assert found == {"large + small": 2 * (100 + LEAST_POPULATION - 1), "enough": 2 * LEAST_POPULATION}
 
@@ -194,6 +223,7 @@ def test_a_head_survives_its_arrays() -> None:
     again = KnownHead.from_arrays(HEAD.to_arrays(), sets)
     np.testing.assert_array_equal(again.score(np.eye(D)), HEAD.score(np.eye(D)))
     np.testing.assert_array_equal(again.p_values([0.0, 2.0]), HEAD.p_values([0.0, 2.0]))
+    np.testing.assert_array_equal(again.fused_p([0.0, 2.0], [1.0, 2.0]), HEAD.fused_p([0.0, 2.0], [1.0, 2.0]))
 
 
 BROKEN: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
@@ -204,13 +234,15 @@ BROKEN: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "bias nan": lambda arrays: arrays.update(bias=np.array([np.nan])),
     "weights nan": lambda arrays: arrays.update(weights=np.full(D, np.inf)),
     "features nan": lambda arrays: arrays["features"].__setitem__(0, np.float16("nan")),
+    "unusual nan": lambda arrays: arrays["unusual"].__setitem__(0, np.nan),
+    "unusual of too few": lambda arrays: arrays.update(unusual=arrays["unusual"][1:]),
     "faces": lambda arrays: arrays["faces"].__setitem__(3, 40),
     "first face": lambda arrays: arrays.update(faces=arrays["faces"] + np.int32(1)),
     "centre": lambda arrays: arrays.update(centre=np.zeros((1, D))),
     "centre too short": lambda arrays: arrays.update(centre=np.zeros(2)),
     "whitening": lambda arrays: arrays.update(whitening=np.eye(D + 1)),
     "whitening nan": lambda arrays: arrays["whitening"].__setitem__((0, 0), np.nan),
-    "scale": lambda arrays: arrays.update(scale=np.ones(2)),
+    "scale": lambda arrays: arrays.update(scale=np.ones((2, 2))),
     "no deviation": lambda arrays: arrays["scale"].__setitem__((1, 1), 0.0),
     "platt": lambda arrays: arrays.update(platt=np.ones(3)),
     "weights too large": lambda arrays: arrays.update(weights=np.full(D, 1e308)),
@@ -233,23 +265,24 @@ def test_malformed_arrays_are_refused(what: str) -> None:
 
 
 def test_a_class_that_is_missing_is_named() -> None:
-    photos = Memory.empty(D).add("a", False, np.zeros((3, 1, D)), LEARN)
+    some = np.zeros((3, 1, D)), np.zeros((3, 1)), LEARN
+    photos = Memory.empty(D).add("a", False, *some)
     with pytest.raises(ValueError, match="no generated faces"):
         KnownHead.learn(photos)
     with pytest.raises(ValueError, match="no photographs"):
-        KnownHead.learn(Memory.empty(D).add("x", True, np.zeros((3, 1, D)), LEARN))
+        KnownHead.learn(Memory.empty(D).add("x", True, *some))
     with pytest.raises(ValueError, match="photographs to calibrate"):
-        KnownHead.learn(photos.add("x", True, np.zeros((3, 1, D)), LEARN))
+        KnownHead.learn(photos.add("x", True, *some))
 
 
 def test_a_set_cannot_be_of_both_classes() -> None:
     with pytest.raises(ValueError, match="other class"):
-        memory_of().add("a", True, np.zeros((1, 1, D)), LEARN)
+        memory_of().add("a", True, np.zeros((1, 1, D)), [[0]], LEARN)
 
 
 def test_a_head_that_is_the_wrong_way_round_is_refused() -> None:
     memory = memory_of(held_out=False).add(
-        "x", True, np.random.default_rng(0).normal(-1, 0.3, (50, 1, D)), CALIBRATE
+        "x", True, np.random.default_rng(0).normal(-1, 0.3, (50, 1, D)), np.zeros((50, 1)), CALIBRATE
     )
     with pytest.raises(ValueError, match="kept apart"):
         KnownHead.learn(memory)

@@ -35,7 +35,6 @@ from lensborn.cli import app  # noqa: E402
 from lensborn.detector import Detector  # noqa: E402
 from lensborn.photo import find_photos  # noqa: E402
 from lensborn.scan import run as running  # noqa: E402
-from lensborn.scan import sheet as pages  # noqa: E402
 from lensborn.scan import table as tables  # noqa: E402
 from lensborn.scan.errors import ScanError  # noqa: E402
 from lensborn.scan.listing import (  # noqa: E402
@@ -160,33 +159,24 @@ def test_the_summary_counts_the_table(undisturbed: Path, tiny_bundle: Bundle) ->
 
 
 @pytest.mark.parametrize("channels", ["tiny_bundle", "known_bundle"])
-def test_the_first_channel_has_all_of_alpha_where_it_is_alone(
-    request: pytest.FixtureRequest,
-    examples: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    channels: str,
+def test_the_table_has_the_p_value_that_decided(
+    request: pytest.FixtureRequest, examples: Path, tmp_path: Path, channels: str
 ) -> None:
     bundle = request.getfixturevalue(channels)
-    shares: list[float] = []
-    judge_all, page_of = running.scan, pages.sheet
-
-    def watched(*given: Any, share: float, **options: Any) -> dict[str, Any]:
-        shares.append(share)
-        return judge_all(*given, share=share, **options)
-
-    def watched_page(table: Path, summary: dict[str, Any], share: float) -> str:
-        shares.append(share)
-        return page_of(table, summary, share)
-
-    monkeypatch.setattr(running, "scan", watched)
-    monkeypatch.setattr(pages, "sheet", watched_page)
     save_pictures(tmp_path / "album", examples, 1)
     done = scan(tmp_path / "album", "--out", tmp_path / "results", "--model", bundle.path, "--sheet")
     assert done.exit_code == 0, done.output
-    known = Detector.load(bundle.path).known
-    assert shares == [known.share if known else 0.0] * 2
-    assert (known is None) == (channels == "tiny_bundle")
+    rows = [
+        row for row in pq.read_table(tmp_path / "results" / "faces.parquet").to_pylist() if row["verdict"]
+    ]
+    assert {row["known_p_value"] is None for row in rows if row["verdict"] != "unsure"} >= {
+        channels == "tiny_bundle"
+    }
+    for row in rows:
+        if channels == "tiny_bundle":
+            assert row["combined_p_value"] == row["p_value"]
+        if row["verdict"] != "unsure":
+            assert (row["combined_p_value"] <= 0.05) == (row["verdict"] == "ai_generated")
 
 
 def test_nothing_else_is_left(undisturbed: Path) -> None:
@@ -215,7 +205,7 @@ roots = checked_roots([album])
 settings = run.settings_of(roots, Filters(), detector.info)
 with Results.opened(Path(out), settings) as results:
     print("started", flush=True)
-    run.scan(results, roots, Filters(), run.on_this_machine(detector), settings, share=0.0, rate=0.1, part_rows=2)
+    run.scan(results, roots, Filters(), run.on_this_machine(detector), settings, rate=0.1, part_rows=2)
 print("done", flush=True)
 """
 
@@ -269,7 +259,7 @@ def judged_in(out: Path, album: Path, detector: Detector, *, overwrite: bool = F
             yield files, found
 
     with Results.opened(out, settings, overwrite=overwrite) as results:
-        running.scan(results, roots, Filters(), watched, settings, share=0.0, rate=0.1, **options)
+        running.scan(results, roots, Filters(), watched, settings, rate=0.1, **options)
     return sum(pending)
 
 
@@ -360,7 +350,7 @@ def test_the_same_words_in_another_folder_are_another_scan(
     assert asked[0] == asked[2] != asked[1]
     with Results.opened(out, asked[0]) as results:
         engine = running.on_this_machine(detector)
-        running.scan(results, ["."], Filters(), engine, asked[0], share=0.0, rate=0.1)
+        running.scan(results, ["."], Filters(), engine, asked[0], rate=0.1)
     assert [row["path"] for row in rows(out)] == ["./album-0/0.jpg"]
     with pytest.raises(ScanError, match="its folders_in_full differ"), Results.opened(out, asked[1]):
         pass
@@ -600,7 +590,7 @@ def test_roots_spelt_in_each_other_are_in_one_order(
     settings = running.settings_of(roots, Filters(), detector.info)
     with Results.opened(tmp_path / "results", settings) as results:
         engine = running.on_this_machine(detector)
-        scanned = running.scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+        scanned = running.scan(results, roots, Filters(), engine, settings, rate=0.1)
     assert scanned["files"]["unreadable"] == len(found) == len(rows(tmp_path / "results"))
 
 
@@ -710,7 +700,7 @@ def test_a_folder_given_that_fails_later_is_named(
     monkeypatch.setattr(Disk, call, failing)
     with Results.opened(out, settings) as results, pytest.raises(ScanError) as refused:
         engine = running.on_this_machine(detector)
-        running.scan(results, roots, Filters(), engine, settings, share=0.0, rate=0.1)
+        running.scan(results, roots, Filters(), engine, settings, rate=0.1)
     assert str(root) in str(refused.value) and str(out) not in str(refused.value)
     assert (error.strerror or "") in str(refused.value) and "run the same command again" in str(refused.value)
 
@@ -898,7 +888,7 @@ def test_a_sheet_without_its_pictures(tiny_bundle: Bundle, examples: Path, tmp_p
     save_pictures(folder, examples, 3)
     assert scan(folder, "--out", out, "--model", tiny_bundle.path).exit_code == 0
     (folder / "album-0" / "1.jpg").unlink()
-    (out / "sheet.html").write_text(sheet(out / "faces.parquet", told(out), 0.0), "utf-8")
+    (out / "sheet.html").write_text(sheet(out / "faces.parquet", told(out)), "utf-8")
     assert "cannot be read any more" in check_sheet(out, 3, 2)
     assert scan(folder, "--out", out, "--model", tiny_bundle.path).exit_code == 0
     assert len(rows(out)) == 2 and not (out / "sheet.html").exists()  # it would show what the table has not

@@ -72,7 +72,7 @@ def test_a_lost_worker_changes_no_byte(
 
     settings = settings_of(roots, Filters(), detector.info)
     with Results.opened(there, settings) as results:
-        scan_with(results, roots, Filters(), with_a_loss, settings, share=0.0, rate=0.1)
+        scan_with(results, roots, Filters(), with_a_loss, settings, rate=0.1)
     assert killed
     assert content(there) == content(here)
 

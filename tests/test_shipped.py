@@ -10,10 +10,10 @@ from lensborn.detector import Detector
 
 #: SHA-256 of the first channel's files, as they were before the second was put beside them.
 FIRST = {
-    "calibration.safetensors": "124c6ffbd6f32a47100e5a8235241cdf4b1f215fe2b8b122818b252a9ec2fb6d",
-    "density.safetensors": "ab00c616aea03bed9dab326d5509a40621022728d6f3deecdcac41634efd1304",
-    "encoder.bin": "4171b44ade3a24c8b77fd83174c2f91526a74feb752ce8d55fded5b3234c457e",
-    "encoder.xml": "8ef341190a431afd53b0771a835a5b0c24b6db0cbb639d1ea89848bdd361406b",
+    "calibration.safetensors": "53fba4f0b01147e214dc21b451967437d8073896a1996a4ab651a73c7ca7c6f2",
+    "density.safetensors": "181e3cffc1e3bd5617d7abe749b2c51877536e48d5cdc6e96006cf41b8000154",
+    "encoder.bin": "8a6a08ec4ea4da193515cd3d938a573ee8aa894841b68302cf937fca2dbe5eba",
+    "encoder.xml": "7156e4259b6a9691a61805353fd72401a99c8a72d4b38eab71ecb1cf4eacf9ed",
     "seen.txt": "6766df4c83163696da9e8b3e59c0290b970bba26d15dde73a93cbce34c109ef5",
 }
 

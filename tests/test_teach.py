@@ -22,6 +22,7 @@ from lensborn.known import KnownChannel
 from lensborn.logistic import CALIBRATE, LEARN
 from lensborn.photo import read_photo
 from lensborn.teach import (
+    DELIVERIES,
     LEAST,
     NEAR,
     OWN,
@@ -46,7 +47,9 @@ def studied(number: int, look: int | None = None, shift: float = 0.0) -> Studied
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     thumbnail = np.ones(4, np.float32) / 2  # all alike: the bits alone decide
     container = Container(100, 100, 1000, "JPEG")
-    return Studied(Path(f"{number}.jpg"), digest, container, bits, thumbnail, features[0], features[1:])
+    return Studied(
+        Path(f"{number}.jpg"), digest, container, bits, thumbnail, features, rng.normal(shift, 1, 5)
+    )
 
 
 def lesson(name: str, generated: bool, numbers: Sequence[int], shift: float = 0.0) -> Lesson:
@@ -182,21 +185,29 @@ def test_a_bundle_without_the_channel_is_refused(tiny_bundle: Bundle, pictures: 
 
 
 def test_pictures_without_a_usable_face_are_none(
-    tiny_channel: KnownChannel, tmp_path: Path, examples: Path
+    known_bundle: Bundle, tmp_path: Path, examples: Path
 ) -> None:
     Image.new("RGB", (300, 300)).save(tmp_path / "black.png")
     (tmp_path / "text.jpg").write_text("no picture")
     Image.open(examples / "generated-man.jpg").resize((60, 60)).save(tmp_path / "small.png")
     paths = [tmp_path / "black.png", tmp_path / "text.jpg", tmp_path / "small.png", tmp_path / "none.png"]
-    assert list(study(paths, tiny_channel, 1.3)) == [None] * 4
+    assert list(study(paths, Detector.load(known_bundle.path))) == [None] * 4
 
 
-def test_studying_twice_gives_the_same(tiny_channel: KnownChannel, examples: Path) -> None:
+def test_studying_twice_gives_the_same(known_bundle: Bundle, examples: Path) -> None:
     paths = [examples / "generated-man.jpg", examples / "generated-woman.jpg"]
-    for one, other in zip(study(paths, tiny_channel, 1.3), study(paths, tiny_channel, 1.3), strict=True):
+    detector = Detector.load(known_bundle.path)
+    for path, one, other in zip(paths, study(paths, detector), study(paths, detector), strict=True):
         assert one is not None and other is not None
-        np.testing.assert_array_equal(one.plain, other.plain)
-        np.testing.assert_array_equal(one.delivered, other.delivered)
+        np.testing.assert_array_equal(one.features, other.features)
+        np.testing.assert_array_equal(one.unusual, other.unusual)
+        assert one.unusual[0] == pytest.approx(detector.detect(path).faces[0].score)  # as it is
+        assert len(set(one.unusual.tolist())) == len(one.features) == 1 + DELIVERIES
+
+
+def test_a_model_without_the_channel_studies_nothing(tiny_bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="no known channel"):
+        next(iter(study([], Detector.load(tiny_bundle.path))))
 
 
 def test_looks_survive_recompression_and_tell_faces_apart(examples: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 from experiment_page import ALARMS, ALPHAS, CONDITIONS, card_of, write_page
-from experiment_scores import RUNG, Floats, Setting, fitted, parsed, sided
+from experiment_scores import BESIDE, RUNG, Floats, Setting, fitted, parsed, sided
 from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
@@ -80,7 +80,8 @@ def main() -> None:
     waiting = [row for path in arguments.settings for row in rows_without_card(path, runs)]
     if waiting:
         gallery = Gallery(arguments.corpus)
-        seen = gallery.seen_by({source for row in waiting for source in row.all_sources}, arguments.keep)
+        sources = {one for row in waiting for source in row.all_sources for one in source.split(BESIDE)}
+        seen = gallery.seen_by(sources, arguments.keep)
         for row in waiting:
             told = outcome(row, gallery, seen)
             row.card.write_text(card_text(told))
@@ -98,7 +99,7 @@ class Row:
     name: str
     setting: Setting
     card: Path
-    sources: list[str]  # [KIND:]PATH
+    sources: list[str]  # [KIND:]PATH, or several of them side by side
 
     @property
     def all_sources(self) -> list[str]:
@@ -117,14 +118,23 @@ def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
     for name, changes in asked["rows"].items():
         setting = setting_of({**asked.get("base", {}), **changes})
         card = card_of(path, name)
-        if card.exists() and is_of(json.loads(card.read_text()), setting, runs.get(setting.encoder)):
+        sources = sources_of(setting.encoder, runs)
+        if card.exists() and is_of(json.loads(card.read_text()), setting, sources):
             continue
-        if setting.encoder not in runs:
+        if not sources:
             raise SystemExit(
                 f"{path.name}, {name} needs the encoder {setting.encoder}: give it with --runs or --ladder"
             )
-        waiting.append(Row(name, setting, card, runs[setting.encoder]))
+        waiting.append(Row(name, setting, card, sources))
     return waiting
+
+
+def sources_of(encoder: str, runs: Mapping[str, list[str]]) -> list[str] | None:
+    """The runs of an encoder; of encoders side by side, those of the same seeds together. None where not given."""
+    names = encoder.split(BESIDE)
+    if any(name not in runs for name in names):
+        return None
+    return [BESIDE.join(several) for several in zip(*(runs[name] for name in names), strict=False)]
 
 
 def setting_of(values: Mapping[str, Any]) -> Setting:
@@ -279,7 +289,7 @@ def measure(
     seeds = (int(source.rpartition("-")[2]),) if several else setting.seeds
     parts = gallery.parts(setting.fit)
     for condition in CONDITIONS:
-        features = np.asarray(seen[source][condition], dtype=np.float64)
+        features = np.hstack([seen[one][condition] for one in source.split(BESIDE)]).astype(np.float64)
         usable = has_row(features)
         fit, calibrate, test = (usable & part for part in parts)
         own = usable & gallery.own_half if setting.calibrate == OWN else np.zeros_like(test)

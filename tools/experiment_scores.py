@@ -16,6 +16,7 @@ from safetensors import safe_open
 from lensborn.density import Mixture, fit_mixture
 
 RUNG = "rung"
+BESIDE = "&"  # between encoders that look side by side
 BEST = "best.safetensors"
 HEADS = ("manipulation", "trace", "rank", "energy")
 ENERGY_OF = "classes.make"
@@ -28,7 +29,7 @@ Score = Callable[[Floats], Floats]
 class Setting:
     """One row."""
 
-    encoder: str = "both"  # a run, a bundle, or a rung
+    encoder: str = "both"  # a run, a bundle, or a rung; rungs joined by & look side by side
     layers: tuple[int, ...] = (0,)  # of a rung: 0 the features, n the moments of stage n
     fit: str = "photographs"  # or a real set, half of which is then fitted and calibrated on, or all
     calibrate: str = ""  # own: each photographic set flags by half of its own, the other half is measured
@@ -36,8 +37,9 @@ class Setting:
     l2: bool = False  # features divided by their length
     dims: int = 64  # principal axes kept, 0: all
     whiten: bool = False  # principal axes scaled to one
-    density: str = "mixture"  # see `term`; several joined by + are standardised and added
-    weights: tuple[float, ...] = ()  # how often each of several is added; (): once
+    density: str = "mixture"  # see `term`; several joined by + are standardised and joined
+    join: str = "sum"  # of several: or greatest
+    weights: tuple[float, ...] = ()  # what each of several is multiplied by; (): 1
     against: str = ""  # a counterpart of photographs (ladder.py): the likelihood ratio of the two densities
     components: int = 4
     covariance: str = "full"
@@ -68,8 +70,9 @@ def fitted(
     own = [one(photographs) for one in terms]
     weights = setting.weights or (1.0,) * len(terms)
     parts = list(zip(terms, own, weights, strict=True))
+    join = {"sum": np.sum, "greatest": np.max}[setting.join]
     return lambda rows: np.asarray(
-        sum(weight * (one(rows) - mine.mean()) / mine.std() for one, mine, weight in parts)
+        join([weight * (one(rows) - mine.mean()) / mine.std() for one, mine, weight in parts], axis=0)
     )
 
 
@@ -112,11 +115,16 @@ def mixture_of(setting: Setting, rows: Floats, seed: int) -> Mixture:
 
 def columns_of(layers: Sequence[int], source: str) -> Any:
     """An index of the columns of some layers. Raises ValueError where an encoder has no such layer."""
-    _, kind, path = parsed(source)
-    if kind == RUNG:
-        from ladder import columns  # noqa: PLC0415 - torch
+    sides = [parsed(one) for one in source.split(BESIDE)]
+    if all(kind == RUNG for _, kind, _ in sides):
+        from ladder import columns, layer_widths  # noqa: PLC0415 - torch
 
-        return columns(path, layers)
+        starts = np.cumsum([0, *(sum(layer_widths(path)) for _, _, path in sides)])
+        return np.concatenate(
+            [start + columns(path, layers) for start, (_, _, path) in zip(starts, sides, strict=False)]
+        )
+    if len(sides) > 1:
+        raise ValueError(f"rungs alone look side by side, not {source}")
     if any(layers):
         raise ValueError(f"layers are known of rungs alone, not of {source}")
     return slice(None)

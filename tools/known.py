@@ -2,7 +2,7 @@
 
     python tools/known.py train --corpus FOLDER --start RUNG --out RUN [--leave-out SET ...] [--seed N]
     python tools/known.py measure --corpus FOLDER --runs SET=RUN ...
-    python tools/known.py ship --corpus FOLDER --run RUN|BUNDLE [--base BUNDLE]
+    python tools/known.py ship --corpus FOLDER --run RUN [--base BUNDLE]
 
 FOLDER holds photos.csv and faces.csv with their pictures. Training begins from a rung "base" of the ladder
 (`ladder.py`), which the five tasks trained on photographs alone, and changes its last stage. It sees the sources
@@ -12,9 +12,9 @@ these are of sources that the corpus has, too: only those of sources that were n
 docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its probabilities
 hold, what a calibration given delivery would change, what damage does, and what `lensborn teach` brings. Its first
 channel is that of the shipped bundle.
-`ship` puts a channel that saw all of them, or that of a bundle, beside the first channel of BASE (the shipped
-bundle if left out), whose files it does not touch, and writes the shipped bundle and the README's second table:
-before measuring, where the first channel is new, and after it, with the tables in the card.
+`ship` puts a channel that saw all of them beside the first channel of BASE (the shipped bundle if left out), whose
+files it does not touch, and writes the shipped bundle and the README's second table: before measuring, where the
+first channel is new, and after it, with the tables in the card.
 """
 
 import argparse
@@ -39,8 +39,8 @@ from lensborn.bench.delivery import STEPS, equalise
 from lensborn.bench.metrics import Interval, measures, rate
 from lensborn.bench.plots import reliability_plot
 from lensborn.bench.render import write_block
-from lensborn.bundle import KNOWN_KEY, MANIFEST, SHIPPED, KnownPart, read_bundle
-from lensborn.calibration import Conformal, combined_p
+from lensborn.bundle import KNOWN_KEY, SHIPPED, KnownPart
+from lensborn.calibration import Conformal
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
 from lensborn.detector import Detector, half_of, read_faces
@@ -49,15 +49,14 @@ from lensborn.features import Encoder
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence
 from lensborn.logistic import CALIBRATE, HANDICAP, LEARN, KnownHead, Memory
 from lensborn.photo import decode_photo, digest_of
-from lensborn.teach import LEAST, Lesson, Studied, study, teach
+from lensborn.teach import LEAST, Lesson, Studied, remembering, study, teach
 
 if TYPE_CHECKING:
     from lensborn.pretext.known import Example
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-5"
-SHARE = 0.8  # of alpha for the known channel: the first one, alone, sees little (docs/results)
+NAME = "lensborn-6"
 UNSEEN = "portraits"
 PHOTOS = "photos"
 LEARNT = 400  # photographs of the corpus to learn the head from, and remember, of each of two splits
@@ -80,22 +79,17 @@ class Look:
     score: float
     p_value: float
     known: KnownGenerator | None
+    fused: float  # both channels' evidence, see `KnownHead.fused`; NaN where the known one says nothing
+    combined: float  # the smallest alpha at which the face is flagged; NaN where it never is
     traits: Floats
     signs: Floats  # (2,), see `KnownHead.signs`; NaN where the channel says nothing
     damaged: bool = False
-
-    @property
-    def combined(self) -> float:
-        """The smallest alpha at which the face is flagged; NaN where it never is."""
-        if self.damaged:
-            return np.nan
-        return combined_p(self.p_value, self.known.p_value if self.known else None, SHARE)
 
 
 SCORES: dict[str, Callable[[Look], float]] = {
     "one-class": lambda look: look.score,
     "known": lambda look: look.known.score if look.known else np.nan,
-    "fused": lambda look: -np.log(look.combined),
+    "fused": lambda look: look.fused,
 }
 LEVELS: dict[str, Callable[[Look], float]] = {
     "one-class": lambda look: look.p_value,
@@ -183,8 +177,13 @@ def train(arguments: argparse.Namespace) -> None:
     known.export_known(arguments.out)
 
 
-def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool) -> KnownChannel:
-    """A channel whose head learnt and calibrated on what the run may see; `whole`: nothing is kept to judge."""
+def with_channel(
+    base: Detector, run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
+) -> Detector:
+    """A detector with the channel of a run, whose head learnt and calibrated on what the run may see.
+
+    `whole`: nothing is kept to judge.
+    """
     from lensborn.pretext.known import export_known  # noqa: PLC0415
 
     settings = json.loads((run / "settings.json").read_text())
@@ -192,23 +191,18 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
         raise SystemExit(f"{run} left out {settings['leave_out']}, not {[*leave_out, UNSEEN]}")
     manifest = {
         **asdict(KnownLook(patch=settings["patch"])),
-        "share": SHARE,
         "training": {name: settings[name] for name in ("backbone", "epochs", "steps", "batch", "lr", "seed")},
     }
     xml = export_known(run)
     feature_dim = Encoder(xml).feature_dim
-    channel = KnownChannel(xml, KnownPart(KnownHead.blank(feature_dim), manifest))
-    scale = defaults.CROP_SCALE
+    looking = base.with_known(KnownChannel(xml, KnownPart(KnownHead.blank(feature_dim), manifest)))
     memory = Memory.empty(feature_dim)
     seen: list[Path] = []
 
     def remember(name: str, generated: bool, paths: Sequence[Path], use: int) -> None:
         nonlocal memory
-        found = track(study(paths, channel, scale), name, total=len(paths))
-        rows = [
-            face.for_learning if use == LEARN else face.for_calibration for face in found if face is not None
-        ]
-        memory = memory.add(name, generated, np.stack(rows), use)
+        found = track(study(paths, looking), name, total=len(paths))
+        memory = remembering(memory, name, generated, [face for face in found if face is not None], use)
 
     # Of the first, the network has learnt each face: the head needs others, too.
     for split in ("train", "validate"):
@@ -227,7 +221,15 @@ def channel_of(run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
         remember(name, generated, calibrate, CALIBRATE)
         seen += mine["train"] + calibrate
     prefixes = frozenset(digest_of(path)[:16] for path in seen)
-    return KnownChannel(channel.xml, KnownPart(KnownHead.learn(memory), manifest, prefixes))
+    channel = KnownChannel(xml, KnownPart(KnownHead.learn(memory), manifest, prefixes))
+    return base.with_known(channel, name=" ".join(["without", *leave_out]))
+
+
+def known_of(detector: Detector) -> KnownChannel:
+    """The known channel of a detector that has one."""
+    if detector.known is None:
+        raise ValueError("the model has no known channel")
+    return detector.known
 
 
 # --- looking --------------------------------------------------------------------------------------------
@@ -247,20 +249,22 @@ def equalised(pictures: Iterable[Picture], folder: Path) -> Iterator[tuple[Pictu
 
 def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -> list[Look]:
     """What both channels say of the largest face of each file that has one."""
-    assert detector.known is not None  # noqa: S101 - only such detectors are made here
-    looks = []
-    photos = read_faces((path for _, path in files), detector.preprocessing, detector.known)
+    channel, looks = known_of(detector), []
+    photos = read_faces((path for _, path in files), detector.preprocessing, channel)
     for photo, (picture, _) in zip(track(photos, what, total=len(files)), files, strict=True):
         if photo.faces and photo.patches is not None:
             score = float(detector.score(photo.crops[:1])[0])
             p_value = float(detector.conformal.p_values([score])[0])
-            (said,) = detector.known.judge(photo.patches[:1], photo.sides[:1])
+            (said,) = channel.judge(photo.patches[:1], photo.sides[:1])
             known = said if isinstance(said, KnownGenerator) else None
             traits = delivery_traits(photo.patches[:1], photo.sides[:1])[0]
-            signs = np.full(2, np.nan)
+            signs, fused = np.full(2, np.nan), np.nan
             if known:
-                signs = detector.known.head.signs(detector.known.encoder.encode(photo.patches[:1]))[0]
-            looks.append(Look(picture, score, p_value, known, traits, signs, said is Silence.DAMAGED))
+                signs = channel.head.signs(channel.encoder.encode(photo.patches[:1]))[0]
+                fused = float(channel.head.fused([known.score], [score])[0])
+            damaged = said is Silence.DAMAGED
+            combined = np.nan if damaged else channel.combined_p(score, p_value, said)
+            looks.append(Look(picture, score, p_value, known, fused, combined, traits, signs, damaged))
     return looks
 
 
@@ -280,8 +284,7 @@ def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
 
     `view`: a folder for the equalised files, which serve for every run.
     """
-    channel = channel_of(run, folder, [name], whole=False)
-    detector = Detector.load().with_known(channel, name=f"without {name}")
+    detector = with_channel(Detector.load(), run, folder, [name], whole=False)
     splits = splits_of(folder, [name])
     pictures = splits["judge"] + photographs(folder, "test")
     references = photographs(folder, "calibrate")
@@ -299,7 +302,7 @@ def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
         found += conditional_rows(mine, reference, name)
         rows += [{"left_out": name, "seed": seed, "condition": condition, **row} for row in found]
     late = damage_rows(detector, [(p, equal[p.name]) for p in splits["judge"] if p.name in equal], name)
-    late += taught_rows(channel, splits["judge"], name)
+    late += taught_rows(detector, splits["judge"], name)
     return rows + [{"left_out": name, "seed": seed, **row} for row in late]
 
 
@@ -479,21 +482,21 @@ def damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]], name:
     return rows
 
 
-def taught_rows(channel: KnownChannel, judged: Sequence[Picture], name: str) -> list[Row]:
+def taught_rows(detector: Detector, judged: Sequence[Picture], name: str) -> list[Row]:
     """What LEAST pictures of the generator left out bring, on its other pictures; and what that does to others."""
-    scale = defaults.CROP_SCALE
+    channel = known_of(detector)
     mine = sorted((p for p in judged if p.set == name), key=lambda picture: digest_of(picture.path))
     began = time.perf_counter()
     faces: list[Studied] = []
     used = 0
     while len({*Lesson(name, True, tuple(faces), 0).groups.tolist()}) < LEAST:
-        faces += [face for face in study([mine[used].path], channel, scale) if face is not None]
+        faces += [face for face in study([mine[used].path], detector) if face is not None]
         used += 1
     lesson = Lesson(name, True, tuple(faces), 0)
     taught, _ = teach(channel, [lesson])
     seconds = time.perf_counter() - began
     others = [p for p in judged if p.set != name] + mine[used:]
-    plain = list(study([p.path for p in others], channel, scale, deliveries=0))
+    plain = list(study([p.path for p in others], detector, deliveries=0))
     rows = []
     for generator in dict.fromkeys(p.set for p in others if p.label == "fake"):
         sides = [
@@ -688,14 +691,9 @@ def _cell(row: Row) -> str:
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    """The shipped bundle, with the channel of a run, or that of a bundle as it is."""
-    channel = (
-        KnownChannel.of(read_bundle(arguments.run))
-        if (arguments.run / MANIFEST).is_file()
-        else channel_of(arguments.run, arguments.corpus, [], whole=True)
-    )
-    if channel is None:
-        raise SystemExit(f"{arguments.run} has no known channel: give another bundle, or a run")
+    """The shipped bundle, with the channel of a run."""
+    base = Detector.load(arguments.base)
+    channel = known_of(with_channel(base, arguments.run, arguments.corpus, [], whole=True))
     rows = json.loads(DATA.read_text()) if DATA.exists() else []
     kept = _means(
         [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
@@ -703,7 +701,6 @@ def ship(arguments: argparse.Namespace) -> None:
         ("value", "low", "high"),
     )
     part = KnownPart(channel.head, {**channel.part.manifest, "measured": kept}, channel.part.seen)
-    base = Detector.load(arguments.base)
     first = base.card.split(MARK)[0].split("\n", 1)[1]
     text = f"# {NAME}\n{first}{MARK}{card(part, rows)}"
     detector = base.with_known(KnownChannel(channel.xml, part), name=NAME, card=text)
@@ -768,7 +765,7 @@ channel and without. The known channel was shown generated faces of {shown}, aga
 patch ({part.manifest["patch"]} px of a face at {part.manifest["side"]} px). It says how much a face looks
 like those, or unlike all photographs; of a generator that it was not shown it may say nothing. Calibrated on
 {populations} faces as they are and as sites hand them on; a p-value is the largest over these
-populations. Of alpha, {100 * part.manifest["share"]:g} % are its own.
+populations. The verdict is by the sum of both channels' scores, calibrated on the same faces.
 Faces whose crop is below {part.manifest["least_side"]} px get no such score.
 
 How it does on a generator left out (channels trained without it; `python tools/known.py measure`):

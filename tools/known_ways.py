@@ -28,11 +28,11 @@ from known import (
     SIDE,
     UNSEEN,
     auc_rows,
-    channel_of,
     equalised_once,
     look,
     splits_of,
     training_examples,
+    with_channel,
 )
 from ladder import FEATURES, Rung, Rungs
 from rich.progress import Progress
@@ -138,8 +138,7 @@ def measure(arguments: argparse.Namespace) -> None:
         for (way, generator), run in runs.items():
             kept = run / "ways.json"
             if not kept.exists():
-                channel = channel_of(run, arguments.corpus, [generator], whole=False)
-                detector = Detector.load().with_known(channel)
+                detector = with_channel(Detector.load(), run, arguments.corpus, [generator], whole=False)
                 judged = splits_of(arguments.corpus, [generator])["judge"]
                 looks = look(detector, [(p, equal[p.name]) for p in judged if p.name in equal], run.name)
                 rows = [row for row in auc_rows(looks, generator) if row["channel"] == "known"]

@@ -108,8 +108,8 @@ def shuffled(patch: Image, side: int, rng: np.random.Generator) -> Image:
 
 
 def grid(rung: Rung) -> list[tuple[int, int]]:
-    """Where patches are taken of a face that is judged: as many as cover it about twice."""
-    if rung.view != "patch":
+    """Where patches are taken of a face that is judged: as many as cover it about twice, or one of all."""
+    if rung.view != "patch" or rung.patch == SIDE:
         return [(0, 0)]
     room, count = SIDE - rung.patch, 256 // rung.patch
     starts = [room * i // (count - 1) for i in range(count)]
@@ -500,9 +500,12 @@ class Layers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
+        return torch.cat(self.parts(x), 1)
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """The features, and the moments of each stage."""
         self.maps.clear()
-        features = self.model(x)
-        return torch.cat([features, *map(moments, self.maps)], 1)
+        return [self.model(x), *map(moments, self.maps)]
 
 
 def rung_of(run: Path) -> Rung:
@@ -523,10 +526,7 @@ def trained(run: Path) -> RungModel:
 @cache
 def layer_widths(run: Path) -> tuple[int, ...]:
     """Numbers of each layer that `RungExtractor` gives: of the features, and of the moments of each stage."""
-    return _widths(Layers(RungModel(rung_of(run))).eval())
-
-
-def _widths(layers: Layers) -> tuple[int, ...]:
+    layers = Layers(RungModel(rung_of(run))).eval()
     with torch.no_grad():
         layers(torch.zeros(1, 3, SIDE, SIDE))
     return (FEATURES, *(2 * maps.shape[1] for maps in layers.maps))
@@ -541,22 +541,44 @@ def columns(run: Path, layers: Sequence[int]) -> NDArray[np.intp]:
     return np.concatenate(places)
 
 
-def export(run: Path) -> Path:
-    """Write a finished run's encoder into it, for `features.read_encoder`; returns encoder.xml.
+class SideBySide(nn.Module):
+    """Several `Layers` of the same input: the features of all, then the textures of all."""
 
-    It looks at a whole face at once, SIDE pixels wide: the same maps as of patches, but at their borders, for half
-    the work. Beside the features it gives the moments of the stages TEXTURES (docs/experiments.md, 17). Raises
-    ValueError for a rung that does not see patches of RGB as they are.
+    def __init__(self, several: Sequence[Layers]) -> None:
+        super().__init__()
+        self.several = nn.ModuleList(several)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        found = [layers.parts(x) for layers in self.several]  # type: ignore[operator]
+        return torch.cat([one[0] for one in found] + [part for one in found for part in one[1:]], 1)
+
+
+def export(runs: Sequence[Path]) -> Path:
+    """Write the encoder of finished runs, for `features.read_encoder`; returns the folder that holds it.
+
+    Of one run that is its own; several, which look side by side, get one beside the first's. It looks at a whole
+    face at once, SIDE pixels wide: the same maps as of patches, but at their borders, for half the work. Beside
+    the features it gives the moments of the stages TEXTURES (docs/experiments.md, 17). Raises ValueError for a
+    rung that does not see patches of RGB as they are.
     """
-    rung = rung_of(run)
-    if (rung.view, rung.sees, rung.shuffle) != ("patch", "rgb", 0):
-        raise ValueError(
-            f"{run.name} cannot be exported, as it sees {rung.view} of {rung.sees}, shuffled by {rung.shuffle} px: "
-            "take a rung that sees patches of RGB, not shuffled"
-        )
-    layers = Layers(trained(run), TEXTURES).eval()
-    widths = _widths(layers)
-    return write_export(layers, run, rung.backbone, SIDE, sum(widths), sum(widths[1:]))
+    for run, rung in zip(runs, map(rung_of, runs), strict=True):
+        if (rung.view, rung.sees, rung.shuffle) != ("patch", "rgb", 0):
+            raise ValueError(
+                f"{run.name} cannot be exported, as it sees {rung.view} of {rung.sees}, shuffled by {rung.shuffle} "
+                "px: take a rung that sees patches of RGB, not shuffled"
+            )
+    network = SideBySide([Layers(trained(run), TEXTURES).eval() for run in runs])
+    out = runs[0].with_name("+".join(run.name for run in runs))
+    if len(runs) > 1:
+        out.mkdir(exist_ok=True)
+        card, *others = (json.loads((run / "card.json").read_text()) for run in runs)
+        (out / "card.json").write_text(json.dumps({**card, "beside": others}, indent=2) + "\n")
+    with torch.no_grad():
+        numbers = network(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
+    textures = numbers - FEATURES * len(runs)
+    write_export(network.eval(), out, rung_of(runs[0]).backbone, SIDE, numbers, textures)
+    return out
 
 
 class RungExtractor:

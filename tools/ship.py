@@ -1,12 +1,12 @@
 """Makes the first channel of the shipped model from a finished run: fits, calibrates, measures, writes its tables.
 
-    python tools/ship.py --run RUN --corpus FOLDER --out BUNDLE
+    python tools/ship.py --run RUN [RUN ...] --corpus FOLDER --out BUNDLE
 
 RUN is a run of `lensborn pretrain` on FOLDER, or of a rung of `ladder.py`, whose encoder gives textures and gets a
-contrast in the place of a mixture. FOLDER holds photos.csv and faces.csv with their pictures. Three
-splits by source never meet: the encoder learnt from "train"; density and calibration take the faces of
-"validate" and "calibrate", and the portraits from such sources; "test" is only measured. FFHQ, CelebA-HQ and
-every generated picture are only measured. Everything is read as `lensborn detect` reads it.
+contrast in the place of a mixture; several rungs look side by side. FOLDER holds photos.csv and faces.csv with
+their pictures. Three splits by source never meet: the encoder learnt from "train"; density and calibration take the
+faces of "validate" and "calibrate", and the portraits from such sources; "test" is only measured. FFHQ, CelebA-HQ
+and every generated picture are only measured. Everything is read as `lensborn detect` reads it.
 
 Writes BUNDLE and the table in README.md. `tools/known.py` adds the second channel; the page docs/results is made by
 `lensborn bench FOLDER/faces.csv FOLDER/photos.csv --out docs/results`.
@@ -38,7 +38,7 @@ from lensborn.photo import digest_of
 ROOT = Path(__file__).parent.parent
 PROTOCOLS = ("published", "equalised")
 FITTED_ON = ("validate", "calibrate")
-NAME = "lensborn-5"
+NAME = "lensborn-6"
 POPULATION = (
     "faces cut from photographs that websites and software projects publish, of any camera, 80 to 320 px"
 )
@@ -73,19 +73,19 @@ AREAS = {
 FAULTS = {
     "mixture": """Faces by GANs are close to the mean face and look typical to any density. Pictures enlarged,
 blurred or retouched look unusual.""",
-    "contrast": """At a low alpha few generated faces are flagged: the photographs with the longest features look
-stranger than most of them (docs/experiments.md, 17 to 20). Blur, noise, hard compression and shrinking make a face
-look *less* strange, so that a damaged generated face passes; docs/results measures deliveries.""",
+    "contrast": """At a low alpha few faces by GANs are flagged: some photographs have longer features, or more
+ordinary textures, than most of them (docs/experiments.md, 17 to 22). Docs/results measures what blur, noise,
+compression and shrinking do.""",
 }
 
 
-def encoder_of(run: Path) -> EncoderExport:
-    """The encoder of a finished run; that of a rung is exported first, unless it was."""
-    if (run / "card.json").exists() and not (run / "preprocessing.json").exists():
-        from ladder import export  # noqa: PLC0415 - torch
+def encoder_of(runs: Sequence[Path]) -> EncoderExport:
+    """The encoder of a finished run, or of several rungs; that of rungs is exported first."""
+    if len(runs) == 1 and (runs[0] / "preprocessing.json").exists():
+        return read_encoder(runs[0])
+    from ladder import export  # noqa: PLC0415 - torch
 
-        export(run)
-    return read_encoder(run)
+    return read_encoder(export(runs))
 
 
 def fitting_pictures(folder: Path) -> list[tuple[Path, str]]:
@@ -163,17 +163,19 @@ def readme_table(rows: list[dict[str, Any]], sha256: str) -> str:
 
 def card(detector: Detector, rows: list[dict[str, Any]]) -> str:
     """The model card."""
-    run = detector.manifest["training"]
+    first = detector.manifest["training"]
+    runs = [first, *first.get("beside", ())]
     measured = readme_table(rows, "see `lensborn info`").split("\n", 2)[2]
     return f"""# {NAME}
 
 **What it is.** A one-class model of photographed faces. It has never seen a generated picture: its encoder
-({looks(detector)}) learnt {tasks(run["settings"])}, on photographs alone
-({", ".join(f"{count} {name}" for name, count in run["data"]["train"].items())}).
+({looks(detector)}) learnt {"; beside it, another one learnt ".join(tasks(run["settings"]) for run in runs)}; all on
+photographs alone ({", ".join(f"{count} {name}" for name, count in first["data"]["train"].items())}).
 
 **The score.** {score_in_words(detector)}
 
-**How well the pretext tasks were learnt**, on sources kept apart (chance 0.5): {learnt(run["best_epoch"])}.
+**How well the pretext tasks were learnt**, on sources kept apart (chance 0.5):
+{"; the other one: ".join(learnt(run["best_epoch"]) for run in runs)}.
 
 **How good it is.** A false-alarm rate is the share of photographs with p <= {detector.info.alpha:g}. An AUC of
 0.5 is chance; below 0.5, generated faces look *more* like photographs than photographs do. "published": files as
@@ -231,12 +233,12 @@ def learnt(best: Mapping[str, float]) -> str:
 def score_in_words(detector: Detector) -> str:
     """How the score is made, and from how many faces."""
     fitted, calibrating = detector.manifest["training"]["density"]["faces"], len(detector.conformal.scores)
-    if not isinstance(density := detector.density, Contrast):
+    if not isinstance(detector.density, Contrast):
         return f"""A Gaussian mixture models the features of {fitted} other faces, and the score is how unlikely it
 finds a face's. {calibrating} more calibrate it."""
-    return f"""It is how long a face's features are, less {-density.weight:g} times how far its textures (mean and
-deviation of the maps of two stages) lie from photographs', each in standard deviations of {fitted} other faces.
-{calibrating} more calibrate it."""
+    return f"""It is the greater of two signs: that a face's features are longer than photographs', and that its
+textures (mean and deviation of the maps of two stages) lie nearer to their mean, each in standard deviations of
+{fitted} other faces. {calibrating} more calibrate it."""
 
 
 def main() -> None:
@@ -244,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--run", type=Path, nargs="+", required=True)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -30,7 +30,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILES = 32
-SHIPPED = Path(__file__).parent / "models" / "lensborn-5"
+SHIPPED = Path(__file__).parent / "models" / "lensborn-6"
 
 MANIFEST = "bundle.json"
 DENSITY = "density.safetensors"
@@ -67,7 +67,6 @@ _KNOWN_SCHEMA: dict[str, Any] = {
     "patch": int,
     "least_side": int,
     "least_detail": float,
-    "share": float,
     "sets": list,
     "files": list,
 }
@@ -82,7 +81,7 @@ class BundleError(ValueError):
 class KnownPart:
     """The known channel on disk: its head, and its object in bundle.json.
 
-    manifest: side, patch, least_side, least_detail (see known.KnownLook), share (of alpha), training, measured and
+    manifest: side, patch, least_side, least_detail (see known.KnownLook), training, measured and
     whatever else is JSON; sets and files follow from the rest. seen: the pictures that it was made from, as in
     Bundle; the first channel never saw them.
     """
@@ -366,7 +365,6 @@ def _check_known(manifest: Any, files: Mapping[str, Any]) -> None:
     """Raise BundleError unless bundle.json's object of the known channel holds what format 1 says."""
     _check_types(manifest, _KNOWN_SCHEMA, KNOWN_KEY)
     rules = {
-        "share must lie between 0 and 1": 0 < manifest["share"] < 1,
         "measured must be a list of objects": isinstance(measured := manifest.get("measured", []), list)
         and all(isinstance(row, dict) for row in measured),
         "sets must be objects with a name and whether it is generated": all(

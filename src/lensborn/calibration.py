@@ -118,18 +118,6 @@ class FaceConformal:
         return np.minimum((1 + self.tails) / (self.faces + 1), 1.0)
 
 
-def combined_p(p_value: float, known_p: float | None, share: float) -> float:
-    """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels, to rank faces by.
-
-    The known channel has `share` of alpha and the first channel the rest, also where the known one says nothing
-    (None). `share` is 0 for a model without it. min p_i / w_i, at most 1: flagging where that is <= alpha flags no
-    more than alpha of photographs, however the channels depend on each other. Source: Genovese, Roeder and
-    Wasserman, "False discovery control with p-value weighting" (Biometrika 93, 2006).
-    """
-    first = p_value / (1 - share)
-    return min(1.0, first if known_p is None else min(first, known_p / share))
-
-
 def minimum_scores(alpha: float) -> int:
     """The fewest scores with which anything can be flagged: the least n with 1 / (n + 1) <= alpha."""
     _check_alpha(alpha)

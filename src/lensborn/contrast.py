@@ -1,16 +1,19 @@
-"""How unlike photographs a face is, by two signs: how long its features are, less how strange its textures are.
+"""How a face differs from photographs, by two signs: features that are too long, textures that are too ordinary.
 
-Source: docs/experiments.md, 17 and 20. To an encoder that learnt from photographs alone, generated faces have
-longer features than photographs, and textures nearer to their mean. With features f and textures t of a face,
+Source: docs/experiments.md, 17, 20 and 22. To an encoder that learnt from photographs alone, generated faces have
+longer features than photographs, or textures nearer to their mean, and seldom both: a face is as strange as the
+greater of the two signs says. With features f and textures t of a face,
 
-    score = (|f| - a) / b + weight (d(t) - a') / b',    d(t)^2 = mean_j ((t_j - m_j) / s_j)^2,    weight < 0
+    score = max((|f| - a) / b, (a' - d(t)) / b'),    d(t)^2 = mean_j ((t_j - m_j) / s_j)^2
 
 so that higher = more anomalous. m, s and a, b and a', b' are means and deviations of the fitted photographs'
 textures, lengths and distances. Each texture counts by itself: in the metric of a full covariance of hundreds of
 them, the fitted photographs lie much nearer to their mean than others do. Textures are the mean and deviation of
 each channel of an encoder's maps, as in Huang and Belongie, "Arbitrary style transfer in real-time with adaptive
 instance normalization" (2017). That features of strange inputs differ in length was known of classifiers, where
-they are shorter: Dhamija et al., "Reducing network agnostophobia" (2018).
+they are shorter: Dhamija et al., "Reducing network agnostophobia" (2018); that what is too typical is no typical
+member of its class either, of likelihoods: Nalisnick et al., "Detecting out-of-distribution inputs to deep
+generative models using typicality" (2019).
 """
 
 from collections.abc import Mapping
@@ -20,11 +23,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lensborn import defaults
 from lensborn.density import FINITE, checked
 from lensborn.density import Floats as AnyFloats  # of float32, too
 
 LEAST = 50  # photographs to fit to: they tell a deviation to a tenth
+GREATER = "greater of two signs"  # what a bundle says of the score
 STILL = 1e-6  # of its size: a texture that differs by less between photographs stands still
 
 Floats = NDArray[np.float64]
@@ -35,7 +38,7 @@ class Contrast:
     """A fitted contrast of D numbers a face: its features and, in the last T columns, its textures.
 
     n_features: D, of both. textures: (2, T), mean and deviation of each texture among the fitted photographs.
-    lengths, distances: (2,), the same of theirs. weight: of the distance. record: how it was fitted, JSON-able.
+    lengths, distances: (2,), the same of theirs. record: how it was fitted, JSON-able.
     Raises ValueError where the numbers are not finite or do not fit together.
     """
 
@@ -43,19 +46,17 @@ class Contrast:
     textures: Floats
     lengths: Floats
     distances: Floats
-    weight: float
     record: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if self.textures.ndim != 2 or self.lengths.ndim != 1 or self.distances.ndim != 1:
             raise ValueError("a contrast's textures must be a table, its lengths and distances lists")
-        if not _is_number(self.n_features, int) or not 0 < self.n_textures < self.n_features:
+        whole = isinstance(self.n_features, int) and not isinstance(self.n_features, bool)
+        if not whole or not 0 < self.n_textures < self.n_features:
             raise ValueError(
                 f"n_features must be more than {self.n_textures} textures, and those more than 0, not "
                 f"{self.n_features!r}"
             )
-        if not _is_number(self.weight, int | float) or not abs(self.weight) <= FINITE:
-            raise ValueError(f"weight must be a finite number, not {self.weight!r}")
         for name, moments in self.to_arrays().items():
             if not (np.abs(moments) <= FINITE).all():
                 raise ValueError(f"{name} holds values that are not finite")
@@ -63,7 +64,7 @@ class Contrast:
                 raise ValueError(f"{name} must be a mean and a positive deviation")
 
     @classmethod
-    def fit(cls, features: ArrayLike, n_textures: int, *, weight: float = defaults.TEXTURE_WEIGHT) -> Self:
+    def fit(cls, features: ArrayLike, n_textures: int) -> Self:
         """Of photographs' features (N, D), the last `n_textures` columns their textures; N >= `LEAST`.
 
         Raises ValueError, naming the remedy, for too few of them, or features that it cannot be fitted to.
@@ -85,7 +86,7 @@ class Contrast:
             raise ValueError(
                 "all features or textures are alike: give other photographs, or check the encoder"
             )
-        return cls(rows.shape[1], textures, lengths, distances, float(weight), {"n_fitted": len(rows)})
+        return cls(rows.shape[1], textures, lengths, distances, {"n_fitted": len(rows)})
 
     @property
     def n_textures(self) -> int:
@@ -98,14 +99,14 @@ class Contrast:
         Raises ValueError for another shape or values that are not finite in float32.
         """
         lengths, distances = _signs(checked(features, self.n_features), self.textures)
-        return _standard(lengths, self.lengths) + self.weight * _standard(distances, self.distances)
+        return np.maximum(_standard(lengths, self.lengths), -_standard(distances, self.distances))
 
     def settings(self) -> dict[str, Any]:
         """Everything but the arrays, JSON-able; `from_arrays` takes it back."""
         return {
             **self.record,
             "kind": "contrast",
-            "weight": self.weight,
+            "score": GREATER,
             "n_features": self.n_features,
             "n_textures": self.n_textures,
         }
@@ -126,15 +127,16 @@ class Contrast:
         contrast = cls(
             n_features=settings.get("n_features", "missing"),
             **doubles,
-            weight=settings.get("weight", "missing"),
             record={key: value for key, value in settings.items() if key not in _DERIVED},
         )
         if contrast.settings() != dict(settings):
-            raise ValueError("the settings give another kind or number of textures than the arrays")
+            raise ValueError(
+                "the settings give another kind, score or number of textures: an earlier lensborn made them"
+            )
         return contrast
 
 
-_DERIVED = ("kind", "weight", "n_features", "n_textures")
+_DERIVED = ("kind", "score", "n_features", "n_textures")
 
 
 def _signs(rows: Floats, textures: Floats) -> tuple[Floats, Floats]:
@@ -151,7 +153,3 @@ def _moments(values: Floats) -> Floats:
 def _standard(values: Floats, moments: Floats) -> Floats:
     mean, deviation = moments
     return np.asarray((values - mean) / deviation)
-
-
-def _is_number(value: object, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)

@@ -18,8 +18,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # --- density and calibration --------------------------------------------------------------------------
 N_COMPONENTS = 8  # Zou et al. 2025, fig. 4
-# of a contrast: textures nearer to photographs' mean are stranger (docs/experiments.md, 17 and 20)
-TEXTURE_WEIGHT = -0.5
 ALPHA = 0.05  # promised share of photographs flagged
 
 # --- splits: by hash of the source, never by crop (see datasets/corpus.py) ------------------------------

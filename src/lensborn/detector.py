@@ -26,14 +26,14 @@ import numpy.typing as npt
 import lensborn
 from lensborn import defaults
 from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, write_bundle
-from lensborn.calibration import Conformal, clopper_pearson, combined_p, minimum_scores
+from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
 from lensborn.contrast import LEAST, Contrast
 from lensborn.datasets.corpus import split_of
 from lensborn.density import Density, fit_mixture
 from lensborn.faces import Face, FaceFinder, Pixels, crop_face, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores, threads
-from lensborn.known import KnownChannel, KnownGenerator, Silence
+from lensborn.known import ALONE, KnownChannel, KnownGenerator, Silence
 from lensborn.photo import Photo, UnreadableError, decode_photo, photo_pixels, read_photo
 
 READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
@@ -59,14 +59,15 @@ Camera = dict[str, str | float | None]
 class FaceVerdict:
     """One face. `box`: x, y, w, h in pixels of the upright picture. `score`: higher = more anomalous.
 
-    `p_value`: in (0, 1], the share of calibration photographs that look at least this unusual. `reasons`:
-    sentences for people.
+    `p_value`: in (0, 1], the share of calibration photographs that look at least this unusual. `combined_p_value`:
+    of both channels together, the smallest alpha at which the face is flagged. `reasons`: sentences for people.
     """
 
     box: tuple[float, float, float, float]
     score: float
     p_value: float
     known_generator: KnownGenerator | None
+    combined_p_value: float
     verdict: Verdict
     reasons: tuple[str, ...]
 
@@ -97,8 +98,11 @@ class Detection:
     model: ModelInfo
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object of the command line's contract (docs/cli.md)."""
-        return asdict(self)
+        """The JSON object of the command line's contract (docs/cli.md), which has no combined p-value."""
+        values = asdict(self)
+        for face in values["faces"]:
+            del face["combined_p_value"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -338,9 +342,7 @@ class Detector:
     def smallest_p(self) -> float:
         """The smallest alpha at which anything can be flagged, as the numbers of calibration photographs allow."""
         first = 1 / (len(self.conformal.scores) + 1)
-        if self.known is None:
-            return first
-        return combined_p(first, self.known.head.smallest_p, self.known.share)
+        return first if self.known is None else min(first / ALONE, self.known.head.smallest_p)
 
     def detect(self, path: str | Path, *, alone: bool = True) -> Detection:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable".
@@ -406,24 +408,25 @@ class Detector:
     def _verdict(
         self, face: Face, side: float, score: float, p_value: float, known: KnownGenerator | Silence | None
     ) -> FaceVerdict:
-        share = 0.0 if self.known is None else self.known.share
-        verdict, reasons = judge(p_value, side, self.info.alpha, known, share)
+        combined = p_value
+        if self.known is not None and known is not None:
+            combined = self.known.combined_p(score, p_value, known)
+        verdict, reasons = judge(p_value, combined, side, self.info.alpha, known)
         x, y, w, h = (round(float(value), 2) for value in face.box)
         said = known if isinstance(known, KnownGenerator) else None
-        return FaceVerdict((x, y, w, h), score, p_value, said, verdict, reasons)
+        return FaceVerdict((x, y, w, h), score, p_value, said, combined, verdict, reasons)
 
 
 def judge(
     p_value: float,
+    combined: float,
     side: float,
     alpha: float,
     known: KnownGenerator | Silence | None = None,
-    share: float = 0.0,
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Verdict and reasons for a face whose crop has `side` pixels in the picture.
 
-    Of alpha, `share` is the known channel's, 0 without one, and the rest the first channel's (see
-    `calibration.combined_p`).
+    `p_value`: of the first channel; `combined`: of both, which decides (see `KnownChannel.combined_p`).
     """
     if side < defaults.MIN_CROP_PX:
         small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
@@ -432,20 +435,22 @@ def judge(
         return "unsure", (
             "the face has too little fine detail to say: blurred, or enlarged from a small one",
         )
-    channels = [(p_value, 1 - share, "this unusual")]
-    if isinstance(known, KnownGenerator):
-        channels.append((known.p_value, share, "this much like generated faces"))
-    flagging = tuple(
-        f"no more than {_percent(p)} of calibration photographs look {how}"
-        for p, weight, how in channels
-        if p / weight <= alpha
-    )
-    if flagging:
-        return "ai_generated", flagging
-    within = f"{_percent(p_value)} of calibration photographs look at least this unusual"
-    if isinstance(known, KnownGenerator):
-        within += f", {_percent(known.p_value)} at least this much like generated faces"
-    return "photographic", (f"no more unusual than photographs: {within}",)
+    unusual = f"{_percent(p_value)} of calibration photographs look at least this unusual"
+    if not isinstance(known, KnownGenerator):
+        if combined <= alpha:
+            return "ai_generated", (
+                f"no more than {_percent(p_value)} of calibration photographs look this unusual",
+            )
+        return "photographic", (f"no more unusual than photographs: {unusual}",)
+    each = f"{unusual}, {_percent(known.p_value)} at least this much like generated faces"
+    if combined > alpha:
+        return "photographic", (f"no more unusual than photographs: {each}",)
+    speaking = [
+        word for word, p in (("unusual", p_value), ("like generated faces", known.p_value)) if p <= alpha
+    ]
+    which = " and ".join(speaking) or "somewhat unusual and somewhat like generated faces"
+    together = f"no more than {_percent(combined)} look this much so in both respects together"
+    return "ai_generated", (f"{which}: {each}", together)
 
 
 def density_kind(asked: DensityKind | None, encoder: EncoderExport) -> DensityKind:

@@ -18,6 +18,8 @@ from lensborn.bundle import KNOWN_BIN, KNOWN_XML, Bundle, BundleError, KnownPart
 from lensborn.faces import Face, Pixels, crop_middle
 from lensborn.features import Encoder
 
+ALONE = 0.2  # of alpha where this channel is silent: few photographs are so small, and they may look unusual
+
 
 @dataclass(frozen=True)
 class KnownLook:
@@ -78,7 +80,7 @@ class Silence(Enum):
 
 
 class KnownChannel:
-    """The channel of a bundle at work. Threads may share it. `share`: of alpha that is its own, in (0, 1)."""
+    """The channel of a bundle at work. Threads may share it."""
 
     def __init__(self, xml: Path, part: KnownPart) -> None:
         """Compile the graph at `xml`. Raises BundleError where the parts do not fit each other."""
@@ -87,7 +89,7 @@ class KnownChannel:
             self.look = KnownLook(**{field.name: settings[field.name] for field in fields(KnownLook)})
         except ValueError as error:
             raise BundleError(f"{error}: get an untouched copy of the bundle") from error
-        self.xml, self.part, self.head, self.share = xml, part, part.head, float(settings["share"])
+        self.xml, self.part, self.head = xml, part, part.head
         self.encoder = Encoder(xml)
         declared = (self.look.patch, len(self.head.weights))
         if (self.encoder.size, self.encoder.feature_dim) != declared:
@@ -122,6 +124,15 @@ class KnownChannel:
             raise ArithmeticError("the known channel gave a score that is not a finite number")
         said = map(KnownGenerator, scores.tolist(), self.head.p_values(scores).tolist())
         return [silence or next(said) for silence in silences]
+
+    def combined_p(self, score: float, p_value: float, said: KnownGenerator | Silence) -> float:
+        """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels together.
+
+        `score`, `p_value`: of the first channel, which is alone where this one says nothing, with ALONE of alpha.
+        """
+        if not isinstance(said, KnownGenerator):
+            return min(1.0, p_value / ALONE)
+        return float(self.head.fused_p([said.score], [score])[0])
 
     def _silence(self, patch: Pixels, side: float) -> Silence | None:
         if side < self.look.least_side:

@@ -7,13 +7,14 @@ greater of the two is the score, in calibrated log odds.
 Its p-value is split-conformal on several populations of photographs, and the largest of theirs: what is rare must
 be rare among all of them, so that the faces of one publisher are not flagged for what sets them apart from the
 photographs of another (a Mondrian calibration whose stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic
-Learning in a Random World", 2005, section 4.5).
+Learning in a Random World", 2005, section 4.5). Both channels together are judged by the sum of their scores, in
+deviations of photographs, calibrated in the same way as a whole.
 
-The features of every face that the regression learnt from travel with it, the pictures do not: so that
-`lensborn teach` can add a generator without forgetting the others.
+The features of every face that the regression learnt from travel with it, and what the first channel makes of it;
+the pictures do not: so that `lensborn teach` can add a generator without forgetting the others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -38,12 +39,14 @@ Floats = npt.NDArray[np.float64]
 class Memory:
     """The faces that a channel knows, as features: a row a face as it was delivered once.
 
-    `features` (M, D) float16; `faces` (M,): the number of the face, from 0, its rows one after the other; `sets`
-    (M,): index into `names`; `uses` (M,): LEARN or CALIBRATE; `generated` (len(names),): which sets are generated.
-    Raises ValueError where these do not fit each other.
+    `features` (M, D) float16; `unusual` (M,) float32: the first channel's score of the same; `faces` (M,): the
+    number of the face, from 0, its rows one after the other; `sets` (M,): index into `names`; `uses` (M,):
+    LEARN or CALIBRATE; `generated` (len(names),): which sets are generated. Raises ValueError where these do
+    not fit each other.
     """
 
     features: Features
+    unusual: npt.NDArray[np.float32]
     faces: Numbers
     sets: Numbers
     uses: npt.NDArray[np.uint8]
@@ -52,17 +55,17 @@ class Memory:
 
     def __post_init__(self) -> None:
         rows = len(self.features)
-        shapes = {self.faces.shape, self.sets.shape, self.uses.shape}
+        shapes = {self.unusual.shape, self.faces.shape, self.sets.shape, self.uses.shape}
         if self.features.ndim != 2 or shapes != {(rows,)}:
-            raise ValueError("a memory must have one face, set and use for each row of features")
+            raise ValueError("a memory must have one score, face, set and use for each row of features")
         if len(self.names) != len(self.generated) or len(set(self.names)) != len(self.names):
             raise ValueError("the sets of a memory must have different names")
         if rows and not (self.sets.min() >= 0 and self.sets.max() < len(self.names)):
             raise ValueError("a memory holds faces of a set that it does not name")
         if not np.isin(self.uses, (LEARN, CALIBRATE)).all():
             raise ValueError("a memory holds faces of no use")
-        if not np.isfinite(self.features).all():
-            raise ValueError("a memory holds features that are not finite")
+        if not (np.isfinite(self.features).all() and np.isfinite(self.unusual).all()):
+            raise ValueError("a memory holds features or scores that are not finite")
         if rows and (self.faces[0] != 0 or not np.isin(np.diff(self.faces), (0, 1)).all()):
             raise ValueError("the faces of a memory must be numbered one after the other")
 
@@ -72,6 +75,7 @@ class Memory:
         numbers = np.zeros(0, np.int32)
         return cls(
             np.zeros((0, feature_dim), np.float16),
+            np.zeros(0, np.float32),
             numbers,
             numbers,
             np.zeros(0, np.uint8),
@@ -79,8 +83,12 @@ class Memory:
             np.zeros(0, np.bool_),
         )
 
-    def add(self, name: str, generated: bool, features: npt.ArrayLike, use: int) -> "Memory":
+    def add(
+        self, name: str, generated: bool, features: npt.ArrayLike, unusual: npt.ArrayLike, use: int
+    ) -> "Memory":
         """With more faces (N, K, D), each delivered K times, of a new set or a known one.
+
+        `unusual`: (N, K), the first channel's scores of the same.
 
         Raises ValueError where the set is known as one of the other class.
         """
@@ -94,6 +102,7 @@ class Memory:
         faces = np.repeat(np.arange(n, dtype=np.int32) + self.n_faces, deliveries)
         return Memory(
             np.concatenate([self.features, more.reshape(-1, dim)]),
+            np.concatenate([self.unusual, np.asarray(unusual, dtype=np.float32).reshape(-1)]),
             np.concatenate([self.faces, faces]),
             np.concatenate([self.sets, np.full(len(faces), names.index(name), dtype=np.int32)]),
             np.concatenate([self.uses, np.full(len(faces), use, dtype=np.uint8)]),
@@ -142,10 +151,10 @@ class Memory:
 class KnownHead:
     """From features to score and p-value, with the memory that it was learnt from.
 
-    `weights` (D,) and `bias`: a logistic regression, generated is positive. `strangeness`: of photographs. `scale`
-    (2, 2): origin and unit of either, a row each: mean and deviation among photographs, the HANDICAP added. `platt`
-    (2,): stretch and shift that make the greater of the two, so measured, log odds. Raises ValueError where they do
-    not fit the memory.
+    `weights` (D,) and `bias`: a logistic regression, generated is positive. `strangeness`: of photographs.
+    `scale` (3, 2): origin and unit of either and of the first channel's score, a row each: mean and deviation
+    among photographs, the HANDICAP added to that of strangeness. `platt` (2,): stretch and shift that make the
+    greater of the two, so measured, log odds. Raises ValueError where they do not fit the memory.
     """
 
     weights: Floats
@@ -159,19 +168,21 @@ class KnownHead:
         dim = self.memory.features.shape[1]
         if self.weights.shape != (dim,) or self.strangeness.centre.shape != (dim,):
             raise ValueError("the weights of the known channel do not fit its features")
-        if self.scale.shape != (2, 2) or self.platt.shape != (2,):
+        if self.scale.shape != (3, 2) or self.platt.shape != (2,):
             raise ValueError("the known channel's scale or its log odds are malformed")
         numbers = np.concatenate([self.weights, [self.bias], self.scale.ravel(), self.platt])
         if not np.isfinite(numbers).all() or not (self.scale[:, 1] > 0).all():
             raise ValueError("the known channel's weights, scale or log odds are out of range")
-        _ = self.conformals  # raises where there is nothing to calibrate on, or a score is not finite
+        # raises where there is nothing to calibrate on, or a score is not finite
+        _ = self.conformals, self.fused_conformals
 
     @classmethod
     def blank(cls, feature_dim: int) -> Self:
         """A head that tells nothing apart, for a channel that is to look before it has learnt."""
-        memory = Memory.empty(feature_dim).add("nothing", False, np.zeros((1, 1, feature_dim)), CALIBRATE)
+        memory = Memory.empty(feature_dim)
+        memory = memory.add("nothing", False, np.zeros((1, 1, feature_dim)), np.zeros((1, 1)), CALIBRATE)
         strangeness = Strangeness(np.zeros(feature_dim), np.eye(feature_dim))
-        scale, platt = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([1.0, 0.0])
+        scale, platt = np.array([[0.0, 1.0]] * 3), np.array([1.0, 0.0])
         return cls(np.zeros(feature_dim), 0.0, strangeness, scale, platt, memory)
 
     @classmethod
@@ -196,14 +207,15 @@ class KnownHead:
         strangeness = Strangeness.fit(features[learn & ~positive])
         rows, labels = features[calibrate], positive[calibrate]
         signs = _signs(rows, weights, bias, strangeness)
+        scores = np.column_stack([signs, memory.unusual[calibrate]])
         balanced = balance(memory.sets[calibrate], labels)
-        mean = np.average(signs[~labels], axis=0, weights=balanced[~labels])
-        variance = np.average(np.square(signs[~labels] - mean), axis=0, weights=balanced[~labels])
+        mean = np.average(scores[~labels], axis=0, weights=balanced[~labels])
+        variance = np.average(np.square(scores[~labels] - mean), axis=0, weights=balanced[~labels])
         deviation = np.sqrt(np.maximum(variance, 1e-12))
-        scale = np.stack([mean + (0.0, HANDICAP) * deviation, deviation], axis=1)
+        scale = np.stack([mean + (0.0, HANDICAP, 0.0) * deviation, deviation], axis=1)
         log_odds = (1.0, 0.0)
         if labels.any():
-            log_odds = platt(_measured(signs, scale).max(axis=1), labels, balanced)
+            log_odds = platt(_measured(signs, scale[:2]).max(axis=1), labels, balanced)
             if log_odds[0] <= 0:
                 raise ValueError(
                     "generated faces kept apart look less so than photographs: add other pictures"
@@ -218,7 +230,21 @@ class KnownHead:
     def signs(self, features: npt.ArrayLike) -> Floats:
         """What speaks for generated faces in features (N, D), in deviations of photographs: like those shown, and
         unlike photographs, less the HANDICAP; (N, 2)."""
-        return _measured(_signs(features, self.weights, self.bias, self.strangeness), self.scale)
+        return _measured(_signs(features, self.weights, self.bias, self.strangeness), self.scale[:2])
+
+    def fused(self, scores: npt.ArrayLike, unusual: npt.ArrayLike) -> Floats:
+        """Both channels' evidence (N,): the greater of the signs behind scores (N,), and the first channel's
+        scores `unusual` (N,), added in deviations of photographs."""
+        stretch, shift = self.platt
+        greater = (np.asarray(scores, dtype=np.float64) - shift) / stretch
+        origin, unit = self.scale[2]
+        return np.asarray(greater + (np.asarray(unusual, dtype=np.float64) - origin) / unit)
+
+    def fused_p(self, scores: npt.ArrayLike, unusual: npt.ArrayLike) -> Floats:
+        """p of both channels' scores (N,) together, calibrated as a whole; as `p_values` of one."""
+        fused = self.fused(scores, unusual)
+        each = [conformal.p_values(fused) for conformal in self.fused_conformals.values()]
+        return np.asarray(np.max(each, axis=0), dtype=np.float64)
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
         """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
@@ -236,12 +262,21 @@ class KnownHead:
 
     @cached_property
     def conformals(self) -> dict[str, FaceConformal]:
-        """The calibration of each population."""
-        memory = self.memory
+        """The calibration of each population, by the score."""
+        return self._calibrated(lambda rows: self.score(self.memory.features[rows]))
+
+    @cached_property
+    def fused_conformals(self) -> dict[str, FaceConformal]:
+        """The calibration of each population, by both channels' evidence."""
+        return self._calibrated(
+            lambda rows: self.fused(self.score(self.memory.features[rows]), self.memory.unusual[rows])
+        )
+
+    def _calibrated(self, score: Callable[[npt.NDArray[np.bool_]], Floats]) -> dict[str, FaceConformal]:
         with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
             return {
-                name: FaceConformal.fit(self.score(memory.features[rows]), memory.faces[rows])
-                for name, rows in memory.populations().items()
+                name: FaceConformal.fit(score(rows), self.memory.faces[rows])
+                for name, rows in self.memory.populations().items()
             }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -254,6 +289,7 @@ class KnownHead:
             "scale": self.scale,
             "platt": self.platt,
             "features": self.memory.features,
+            "unusual": self.memory.unusual,
             "faces": self.memory.faces,
             "sets": self.memory.sets,
             "uses": self.memory.uses,
@@ -269,7 +305,9 @@ class KnownHead:
             raise ValueError("the bias of the known channel must be one number")
         generated = np.array(list(sets.values()), dtype=np.bool_)
         memory = Memory(
-            arrays["features"], arrays["faces"], arrays["sets"], arrays["uses"], tuple(sets), generated
+            **{name: arrays[name] for name in ("features", "unusual", "faces", "sets", "uses")},
+            names=tuple(sets),
+            generated=generated,
         )
         if arrays["centre"].ndim != 1:
             raise ValueError("the centre of photographs must have one number a feature")
@@ -291,6 +329,7 @@ _KINDS: Mapping[str, type] = {
     "scale": np.float64,
     "platt": np.float64,
     "features": np.float16,
+    "unusual": np.float32,
     "faces": np.int32,
     "sets": np.int32,
     "uses": np.uint8,
@@ -306,7 +345,7 @@ def _signs(features: npt.ArrayLike, weights: Floats, bias: float, strangeness: S
 
 
 def _measured(signs: Floats, scale: Floats) -> Floats:
-    """Signs (N, 2), each from its origin and in its unit (2, 2)."""
+    """Signs (N, 2), each from its origin and in its unit, a row of `scale` (2, 2) each."""
     return np.asarray((signs - scale[:, 0]) / scale[:, 1])
 
 

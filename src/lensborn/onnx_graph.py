@@ -105,6 +105,15 @@ class _Translation:
         kernel = self._weights(weights)
         self._add(node, "Conv", [self._value(node, 0), kernel], group=groups, **_window(attributes))
 
+    def pad(self, node: Any) -> None:
+        """Pad with a constant, by as many places as constants say."""
+        _require(node, pad_mode="constant")
+        pads = np.concatenate([self._constant(node, port).ravel() for port in (1, 2)]).astype(np.int64)
+        name = f"places_{len(self.initialisers)}"
+        self.initialisers.append(numpy_helper.from_array(pads, name))
+        value = self._constant(node, 3) if node.get_input_size() > 3 else np.float32(0)
+        self._add(node, "Pad", [self._value(node, 0), name, self._weights(value)], mode="constant")
+
     def max_pool(self, node: Any) -> None:
         """MaxPool, of which the values alone are used, not their places."""
         attributes = _require(node, auto_pad="explicit", rounding_type="floor")
@@ -179,6 +188,7 @@ class _Translation:
 _OTHERS: dict[str, Callable[[_Translation, Any], None]] = {
     "Convolution": _Translation.convolution,
     "GroupConvolution": _Translation.convolution,
+    "Pad": _Translation.pad,
     "MaxPool": _Translation.max_pool,
     "Clamp": _Translation.clamp,
     "ReduceMean": _Translation.reduce_mean,

@@ -20,9 +20,9 @@ from lensborn import defaults
 from lensborn.bench.audit import Container, read_container
 from lensborn.bench.metrics import Interval, measures
 from lensborn.datasets.corpus import split_of
-from lensborn.delivery import ROUGH, delivered_face
-from lensborn.detector import in_order
-from lensborn.faces import FaceFinder, Pixels, crop_square
+from lensborn.delivery import ROUGH, delivered_face, resized
+from lensborn.detector import Detector, in_order
+from lensborn.faces import FaceFinder, Pixels, crop_face, crop_square
 from lensborn.known import KnownChannel, detail
 from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
 from lensborn.photo import UnreadableError, decode_photo, open_regular
@@ -44,10 +44,11 @@ class LessonError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Studied:
-    """The largest face of a picture. `plain` (D,): its feature as it is; `delivered` (K, D): after rough handling.
+    """The largest face of a picture, as it is and after K rough handlings.
 
-    `sha256`: of the file. `container`: what its format gives away. `look`: 64 bits that near-duplicates share, but
-    for a few. `thumbnail` (T,): see `thumbnail_of`.
+    `features` (1 + K, D): of the known channel; `unusual` (1 + K,): scores of the first. `sha256`: of the file.
+    `container`: what its format gives away. `look`: 64 bits that near-duplicates share, but for a few. `thumbnail`
+    (T,): see `thumbnail_of`.
     """
 
     path: Path
@@ -55,18 +56,13 @@ class Studied:
     container: Container
     look: int
     thumbnail: npt.NDArray[np.float32]
-    plain: npt.NDArray[np.float32]
-    delivered: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+    unusual: npt.NDArray[np.float64]
 
     @property
-    def for_learning(self) -> npt.NDArray[np.float32]:
-        """Features (2, D): as it is, and as a site would hand it on."""
-        return np.stack([self.plain, self.delivered[0]])
-
-    @property
-    def for_calibration(self) -> npt.NDArray[np.float32]:
-        """Features (1 + K, D): as it is, and as some sites would hand it on."""
-        return np.concatenate([self.plain[None], self.delivered])
+    def plain(self) -> npt.NDArray[np.float32]:
+        """Features (D,) of the face as it is."""
+        return np.asarray(self.features[0])
 
 
 @dataclass(frozen=True)
@@ -116,15 +112,18 @@ class Change:
 
 
 def study(
-    paths: Iterable[Path], channel: KnownChannel, scale: float, *, deliveries: int = DELIVERIES, seed: int = 0
+    paths: Iterable[Path], detector: Detector, *, deliveries: int = DELIVERIES, seed: int = 0
 ) -> Iterator[Studied | None]:
-    """The largest face of each picture, in order; None where it can't be read, or the channel would say nothing."""
+    """The largest face of each picture, in order; None where it can't be read, or the known channel of the detector
+    would say nothing. Raises ValueError where that has none."""
+    if (channel := detector.known) is None:
+        raise ValueError("the model has no known channel: start from one that has, as the shipped one")
     finder = FaceFinder()
-    return in_order(lambda path: _study(path, finder, channel, scale, deliveries, seed), paths)
+    return in_order(lambda path: _study(path, finder, detector, channel, deliveries, seed), paths)
 
 
 def _study(
-    path: Path, finder: FaceFinder, channel: KnownChannel, scale: float, deliveries: int, seed: int
+    path: Path, finder: FaceFinder, detector: Detector, channel: KnownChannel, deliveries: int, seed: int
 ) -> Studied | None:
     try:
         with open_regular(path) as file:
@@ -136,27 +135,27 @@ def _study(
     faces = finder.find(pixels)
     if not faces:
         return None
-    x, y, side = (
-        round(value) for value in crop_square(faces[0].box, pixels.shape[1], pixels.shape[0], scale)
-    )
+    box, scale, size = faces[0].box, detector.preprocessing.crop_scale, detector.preprocessing.size
+    x, y, side = (round(value) for value in crop_square(box, pixels.shape[1], pixels.shape[0], scale))
     if side < channel.look.least_side:
         return None
     native = np.ascontiguousarray(pixels[y : y + side, x : x + side])
     rng = np.random.default_rng([seed, int(sha256[:12], 16)])
-    looks = [channel.look.patch_of(pixels, faces[0].box, scale)]
+    looks, crops = [channel.look.patch_of(pixels, box, scale)], [crop_face(pixels, box, size, scale)]
     if detail(looks[0]) < channel.look.least_detail:
         return None
     for _ in range(deliveries):
-        looks.append(channel.look.middle(delivered_face(native, channel.look.side, ROUGH, rng)))
-    features = channel.encoder.encode(np.stack(looks))
+        face = delivered_face(native, channel.look.side, ROUGH, rng)
+        looks.append(channel.look.middle(face))
+        crops.append(resized(face, size))
     return Studied(
         path=path,
         sha256=sha256,
         container=read_container(data, pixels.shape[1], pixels.shape[0]),
         look=difference_hash(native),
         thumbnail=thumbnail_of(native),
-        plain=features[0],
-        delivered=features[1:],
+        features=channel.encoder.encode(np.stack(looks)),
+        unusual=detector.score(np.stack(crops)),
     )
 
 
@@ -288,13 +287,20 @@ def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memo
         learn, judge = lesson.halves
         if whole and lesson.generated:
             learn = list(lesson.faces)
-        memory = memory.add(
-            lesson.name, lesson.generated, np.stack([face.for_learning for face in learn]), LEARN
-        )
+        memory = remembering(memory, lesson.name, lesson.generated, learn, LEARN)
         if not lesson.generated:
-            rows = np.stack([face.for_calibration for face in judge])
-            memory = memory.add(lesson.name, False, rows, CALIBRATE)
+            memory = remembering(memory, lesson.name, False, judge, CALIBRATE)
     return memory
+
+
+def remembering(memory: Memory, name: str, generated: bool, faces: Sequence[Studied], use: int) -> Memory:
+    """A memory with more faces of a set: to LEARN from, as they are and handed on once; to CALIBRATE, all looks."""
+    looks = slice(2 if use == LEARN else None)
+    features, first = (
+        np.stack([part[looks] for part in parts])
+        for parts in zip(*((face.features, face.unusual) for face in faces), strict=True)
+    )
+    return memory.add(name, generated, features, first, use)
 
 
 def _change(

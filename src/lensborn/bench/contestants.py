@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lensborn.bench.views import View
-from lensborn.calibration import combined_p
 from lensborn.detector import Detector
 from lensborn.faces import crop_square
 from lensborn.known import KnownGenerator, Silence
@@ -130,14 +129,12 @@ class ChannelContestant:
         if not self.fused:
             return np.array([[one.score if isinstance(one, KnownGenerator) else math.nan] for one in said])
         scores = self.detector.score(np.stack([view.crop(self.detector.encoder.size) for view in views]))
-        p_values = self.detector.conformal.p_values(scores).tolist()
-        return np.array([[self._fused(p, one)] for p, one in zip(p_values, said, strict=True)])
-
-    def _fused(self, p_value: float, said: KnownGenerator | Silence) -> float:
-        if said is Silence.DAMAGED:  # no verdict
-            return math.nan
-        known = said.p_value if isinstance(said, KnownGenerator) else None
-        return -math.log(combined_p(p_value, known, self.known.share))
+        p_values = self.detector.conformal.p_values(scores)
+        combined = [
+            math.nan if one is Silence.DAMAGED else self.known.combined_p(score, p, one)  # no verdict
+            for score, p, one in zip(scores.tolist(), p_values.tolist(), said, strict=True)
+        ]
+        return -np.log(combined)[:, None]
 
     def scores(self, observed: Floating) -> NDArray[np.float64]:
         """See Contestant."""

@@ -86,7 +86,6 @@ def scan(
         raise typer.BadParameter(f"{fdr:g} does not lie between 0 and 1; try 0.1", param_hint="--fdr")
     detector = load_detector(model, alpha)
     filters = Filters(tuple(include or ()), tuple(exclude or ()), min_bytes)
-    known = detector.known.share if detector.known else 0.0
     try:
         roots = checked_roots(folders)
         if engine is EngineName.RAY and not all(
@@ -97,11 +96,9 @@ def scan(
         judging = _engine(engine, detector, model, workers)
         with _stopped_politely(), Results.opened(out, settings, overwrite=overwrite) as results:
             with _progress() as progress:
-                told = run.scan(
-                    results, roots, filters, judging, settings, share=known, rate=fdr, progress=progress
-                )
+                told = run.scan(results, roots, filters, judging, settings, rate=fdr, progress=progress)
             if sheet:
-                write_whole(results.folder / SHEET, page_of(results.table, told, known))
+                write_whole(results.folder / SHEET, page_of(results.table, told))
     except ScanError as error:
         typer.echo(f"lensborn scan: {error}", err=True)
         raise typer.Exit(2) from error

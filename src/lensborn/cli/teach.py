@@ -101,9 +101,7 @@ def _study(name: str, folders: list[Path], generated: bool, detector: "Detector"
     if len(files) > MOST:
         typer.echo(f"{name}: {MOST} of {len(files)} pictures are taken, evenly spread", err=True)
         files = [files[number * len(files) // MOST] for number in range(MOST)]
-    assert detector.known is not None  # noqa: S101 - the verb has seen to it
-    studied = study(files, detector.known, detector.preprocessing.crop_scale)
-    found = list(tracked(studied, len(files), f"studying {name}"))
+    found = list(tracked(study(files, detector), len(files), f"studying {name}"))
     faces = tuple(face for face in found if face is not None)
     return Lesson(name, generated, faces, len(found) - len(faces))
 

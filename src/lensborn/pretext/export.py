@@ -1,7 +1,9 @@
 """A trained encoder as OpenVINO IR, so that detection needs no torch."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -65,11 +67,17 @@ def save_graph(encoder: nn.Module, size: int, path: Path) -> Path:
 
 
 def _training(run: Path) -> dict[str, object]:
-    """What a model's card should tell of the run; of the checkpoint it started from, the file's name alone."""
+    """What a model's card should tell of the run; `beside`: of others, whose networks look at the same crops."""
     card = json.loads((run / "card.json").read_text())
-    settings = card["settings"]
-    settings["init"] = settings["init"] and Path(settings["init"]).name
-    return {name: card[name] for name in ("settings", "data", "best_epoch", "versions")}
+    beside = {"beside": [_told(one) for one in card["beside"]]} if "beside" in card else {}
+    return {**_told(card), **beside}
+
+
+def _told(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a run's card that matter; of the checkpoint it started from, the file's name alone."""
+    init = card["settings"]["init"]
+    settings = {**card["settings"], "init": init and Path(init).name}
+    return {"settings": settings, **{name: card[name] for name in ("data", "best_epoch", "versions")}}
 
 
 def to_openvino(encoder: nn.Module, size: int) -> ov.Model:

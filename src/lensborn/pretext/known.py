@@ -75,7 +75,7 @@ class KnownSettings(LoopSettings):
     epochs: int = 8
     batch: int = 16
     lr: float = 1e-3
-    steps: int = 50  # an epoch
+    steps: int = 100  # an epoch
     backbone: str = "efficientnet_lite0_short"
     patch: int = LOOK.patch  # px
     per_source: int = 32  # a source of more crops than this weighs no more than one of as many

@@ -68,7 +68,6 @@ def scan(
     engine: Engine,
     settings: dict[str, Any],
     *,
-    share: float,
     rate: float,
     progress: Progress = lambda *_: None,
     part_rows: int = PART_ROWS,
@@ -76,8 +75,8 @@ def scan(
     """Bring the table in `results` up to what lies below `roots` now; returns what summary.json holds.
 
     Files whose rows are there, with the same size and stamp, are not judged again, except unreadable ones. The
-    table does not depend on how often this was interrupted, nor on the engine. `share`: of alpha, for the known
-    channel; 0 for a model without one. `rate`: of false discoveries. Raises ScanError where there are no pictures,
+    table does not depend on how often this was interrupted, nor on the engine. `rate`: of false
+    discoveries. Raises ScanError where there are no pictures,
     or the results cannot be written or read.
     """
     with whole_file(results.listing) as file:
@@ -107,7 +106,7 @@ def scan(
             file, _whole(_counted(found, "writing", n_listed, progress)), {"lensborn": json.dumps(asked)}
         )
     results.drop_old()
-    told = asked | summary(tally(read_columns(results.table, COLUMNS), share), rate)
+    told = asked | summary(tally(read_columns(results.table, COLUMNS)), rate)
     write_whole(results.folder / SUMMARY, json.dumps(told, indent=2) + "\n")
     return told
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from PIL import Image
 
-from lensborn.calibration import combined_p
 from lensborn.faces import crop_face
 from lensborn.photo import UnreadableError, decode_photo
 from lensborn.report import VERDICT_WORDS, printable
@@ -22,8 +21,7 @@ FACES = 100  # on a sheet
 SIDE = 160  # of a crop, in pixels
 _QUALITY = 85
 _COLUMNS = (
-    "path", "size", "face", "box_x", "box_y", "box_w", "box_h", "score", "p_value", "known_p_value", "verdict",
-    "reasons",
+    "path", "size", "face", "box_x", "box_y", "box_w", "box_h", "score", "combined_p_value", "verdict", "reasons",
 )  # fmt: skip
 _GONE = '<div class="gone">cannot be read any more</div>'
 
@@ -61,13 +59,13 @@ _FIGURE = """<figure>
 </figure>"""
 
 
-def sheet(table: Path, told: dict[str, Any], share: float, faces: int = FACES) -> str:
-    """The page for the table and what its summary says, with the `faces` of the lowest p-values.
+def sheet(table: Path, told: dict[str, Any], faces: int = FACES) -> str:
+    """The page for the table and what its summary says, with the `faces` of the lowest combined p-values.
 
-    `share`: of alpha, for the known channel; 0 without one. Faces too small to judge are left out. Pictures are
-    read once more; one that is gone or changed beyond reading leaves an empty frame.
+    Faces too small to judge are left out. Pictures are read once more; one that is gone or changed beyond reading
+    leaves an empty frame.
     """
-    rows = heapq.nsmallest(faces, _judged(table, share), key=_suspicion)
+    rows = heapq.nsmallest(faces, _judged(table), key=_suspicion)
     return _PAGE.format(
         side=SIDE,
         faces=len(rows),
@@ -78,16 +76,16 @@ def sheet(table: Path, told: dict[str, Any], share: float, faces: int = FACES) -
     )
 
 
-def _judged(table: Path, share: float) -> Iterator[Row]:
+def _judged(table: Path) -> Iterator[Row]:
     for columns in read_columns(table, _COLUMNS):
         for values in zip(*(columns[name] for name in _COLUMNS), strict=True):
             row = dict(zip(_COLUMNS, values, strict=True))
             if row["verdict"] not in (None, "unsure"):
-                yield row | {"p": combined_p(row["p_value"], row["known_p_value"], share)}
+                yield row
 
 
 def _suspicion(row: Row) -> tuple[float, float, str, int]:
-    return row["p"], -row["score"], row["path"], row["face"]
+    return row["combined_p_value"], -row["score"], row["path"], row["face"]
 
 
 def _figure(row: Row) -> str:
@@ -95,7 +93,7 @@ def _figure(row: Row) -> str:
         picture=_picture(row),
         verdict=row["verdict"],
         words=_text(VERDICT_WORDS[row["verdict"]]),
-        p=row["p"],
+        p=row["combined_p_value"],
         path=_text(row["path"]),
         number=row["face"] + 1,
         reasons=_text("; ".join(row["reasons"])),

@@ -1,9 +1,9 @@
 """Counts of a table, and how many of its faces can be flagged at a chosen false-discovery rate.
 
 Source: Benjamini and Hochberg, "Controlling the false discovery rate" (JRSS B, 1995); that it holds for conformal
-p-values: Bates et al., "Testing for outliers with conformal p-values" (Annals of Statistics, 2023). That is for the
-p-values of one channel; to those of two (`calibration.combined_p`) it is applied without a proof. Conformal
-p-values take few values, so a table of any size is counted in little memory.
+p-values: Bates et al., "Testing for outliers with conformal p-values" (Annals of Statistics, 2023). That is for
+p-values of one calibration set; to the combined ones (`KnownChannel.combined_p`), the largest of several, it is
+applied without a proof. Conformal p-values take few values, so a table of any size is counted in little memory.
 """
 
 import math
@@ -12,39 +12,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lensborn.calibration import combined_p
-
 BINS = 20  # of the histogram, over 0..1, each with its upper end
-COLUMNS = ("face", "status", "p_value", "known_p_value", "verdict")
+COLUMNS = ("face", "status", "combined_p_value", "verdict")
 
 
 @dataclass
 class Tally:
-    """What was counted so far: files by status, faces by verdict, judged faces by `calibration.combined_p`."""
+    """What was counted so far: files by status, faces by verdict, judged faces by combined p-value."""
 
     files: Counter[str] = field(default_factory=Counter)
     faces: Counter[str] = field(default_factory=Counter)
     p_values: Counter[float] = field(default_factory=Counter)
 
-    def add(self, columns: Mapping[str, list[Any]], share: float) -> None:
-        """Count the rows of a table, given as its `COLUMNS`.
-
-        `share`: of alpha, for the known channel; 0 for a model without one.
-        """
-        for face, status, p, known_p, verdict in zip(*(columns[name] for name in COLUMNS), strict=True):
+    def add(self, columns: Mapping[str, list[Any]]) -> None:
+        """Count the rows of a table, given as its `COLUMNS`."""
+        for face, status, p, verdict in zip(*(columns[name] for name in COLUMNS), strict=True):
             if not face:  # one row a file: the first face, or none
                 self.files[status] += 1
             if verdict is not None:
                 self.faces[verdict] += 1
                 if verdict != "unsure":
-                    self.p_values[combined_p(p, known_p, share)] += 1
+                    self.p_values[p] += 1
 
 
-def tally(pieces: Iterable[Mapping[str, list[Any]]], share: float) -> Tally:
+def tally(pieces: Iterable[Mapping[str, list[Any]]]) -> Tally:
     """Count a table, given piece by piece; see `Tally.add`."""
     counted = Tally()
     for columns in pieces:
-        counted.add(columns, share)
+        counted.add(columns)
     return counted
 
 
@@ -53,7 +48,7 @@ def benjamini_hochberg(p_values: Mapping[float, int], rate: float) -> tuple[int,
 
     With m p-values, it is the largest that is at most `rate` k / m, where k are at most as large. Among the
     flagged, the expected share of photographs like those calibrated on is then at most `rate`, for p-values of one
-    channel.
+    calibration set.
     """
     m = sum(p_values.values())
     k, flagged, threshold = 0, 0, None

@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
         ("p_value", pa.float64()),
         ("known_score", pa.float64()),
         ("known_p_value", pa.float64()),
+        ("combined_p_value", pa.float64()),
         ("verdict", pa.string()),
         ("reasons", pa.list_(pa.string())),
     ]
@@ -143,6 +144,7 @@ def _face(number: int, face: FaceVerdict) -> Row:
         "p_value": face.p_value,
         "known_score": known.score if known else None,
         "known_p_value": known.p_value if known else None,
+        "combined_p_value": face.combined_p_value,
         "verdict": face.verdict,
         "reasons": list(face.reasons),
     }
