@@ -245,6 +245,7 @@ BROKEN: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "scale": lambda arrays: arrays.update(scale=np.ones((2, 2))),
     "no deviation": lambda arrays: arrays["scale"].__setitem__((1, 1), 0.0),
     "platt": lambda arrays: arrays.update(platt=np.ones(3)),
+    "platt turned round": lambda arrays: arrays.update(platt=np.array([-1.0, 0.0])),
     "weights too large": lambda arrays: arrays.update(weights=np.full(D, 1e308)),
     "set": lambda arrays: arrays["sets"].__setitem__(0, 4),
     "negative set": lambda arrays: arrays["sets"].__setitem__(0, -1),

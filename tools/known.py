@@ -720,8 +720,8 @@ def readme_table(rows: Sequence[Row], sha256: str) -> str:
         f"left out in turn, by channels made alike; means of {runs} seeds, 95 % intervals; by `tools/known.py`; "
         "more in [docs/known.md](docs/known.md).",
         "",
-        "| protocol | generator left out | AUC, first channel | AUC, known channel | found at 5 %, both |",
-        "| --- " * 5 + "|",
+        "| protocol | generator left out | AUC, first channel | AUC, known channel | AUC, both | found at 5 % |",
+        "| --- " * 6 + "|",
     ]
     aucs = _means(
         [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
@@ -739,12 +739,12 @@ def readme_table(rows: Sequence[Row], sha256: str) -> str:
     )
     cells = {(row["condition"], row["channel"], row["set"]): row for row in aucs + found}
     for condition, name in dict.fromkeys((row["condition"], row["set"]) for row in aucs):
-        first, known = (cells[condition, channel, name] for channel in ("one-class", "known"))
+        each = " | ".join(_short(cells[condition, channel, name]) for channel in SCORES)
         flagged = cells[condition, "verdict", name]
         share = (
             f"{100 * flagged['value']:.0f} % [{100 * flagged['low']:.0f} %, {100 * flagged['high']:.0f} %]"
         )
-        lines.append(f"| {condition} | {name} | {_short(first)} | {_short(known)} | {share} |")
+        lines.append(f"| {condition} | {name} | {each} | {share} |")
     return "\n".join(lines)
 
 

@@ -171,7 +171,7 @@ class KnownHead:
         if self.scale.shape != (3, 2) or self.platt.shape != (2,):
             raise ValueError("the known channel's scale or its log odds are malformed")
         numbers = np.concatenate([self.weights, [self.bias], self.scale.ravel(), self.platt])
-        if not np.isfinite(numbers).all() or not (self.scale[:, 1] > 0).all():
+        if not np.isfinite(numbers).all() or not (self.scale[:, 1] > 0).all() or not self.platt[0] > 0:
             raise ValueError("the known channel's weights, scale or log odds are out of range")
         # raises where there is nothing to calibrate on, or a score is not finite
         _ = self.conformals, self.fused_conformals
@@ -242,14 +242,11 @@ class KnownHead:
 
     def fused_p(self, scores: npt.ArrayLike, unusual: npt.ArrayLike) -> Floats:
         """p of both channels' scores (N,) together, calibrated as a whole; as `p_values` of one."""
-        fused = self.fused(scores, unusual)
-        each = [conformal.p_values(fused) for conformal in self.fused_conformals.values()]
-        return np.asarray(np.max(each, axis=0), dtype=np.float64)
+        return _largest_p(self.fused_conformals, self.fused(scores, unusual))
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
         """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
-        each = [conformal.p_values(scores) for conformal in self.conformals.values()]
-        return np.asarray(np.max(each, axis=0), dtype=np.float64)
+        return _largest_p(self.conformals, scores)
 
     def threshold(self, alpha: float) -> float:
         """The score above which p <= alpha, exactly; infinity where a population is too small for that."""
@@ -334,6 +331,12 @@ _KINDS: Mapping[str, type] = {
     "sets": np.int32,
     "uses": np.uint8,
 }
+
+
+def _largest_p(populations: Mapping[str, FaceConformal], scores: npt.ArrayLike) -> Floats:
+    """p of scores (N,), the largest over the populations."""
+    each = [conformal.p_values(scores) for conformal in populations.values()]
+    return np.asarray(np.max(each, axis=0), dtype=np.float64)
 
 
 def _signs(features: npt.ArrayLike, weights: Floats, bias: float, strangeness: Strangeness) -> Floats:
