@@ -39,7 +39,6 @@ from sklearn.metrics import roc_auc_score
 
 from lensborn import faces as face_finding
 from lensborn.bundle import SHIPPED
-from lensborn.calibration import combined_p
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.pictures import Picture, choose, pictures_of_table
 from lensborn.detector import Detector, judge, read_faces
@@ -220,17 +219,20 @@ def judge_faces(detector: Detector, faces: Sequence[Seen]) -> Judged:
     first = detector.score(np.stack([face.crop for face in faces]))
     p_values = detector.conformal.p_values(first).tolist()
     sides = [face.side for face in faces]
-    known, share, alpha = detector.known, 0.0, detector.info.alpha
-    said = [None] * len(faces)
+    known, alpha = detector.known, detector.info.alpha
+    said, combined = [None] * len(faces), p_values
     if known is not None:
         patches = np.stack([face.patch for face in faces if face.patch is not None])
-        said, share = known.judge(patches, sides), known.share
+        said = known.judge(patches, sides)
+        combined = [known.combined_p(*one) for one in zip(first.tolist(), p_values, said, strict=True)]
     heard = [one if isinstance(one, KnownGenerator) else None for one in said]
     return Judged(
         first,
         np.array([np.nan if one is None else one.score for one in heard]),
-        np.array([combined_p(p, one and one.p_value, share) for p, one in zip(p_values, heard, strict=True)]),
-        np.array([judge(p, s, alpha, k, share)[0] for p, s, k in zip(p_values, sides, said, strict=True)]),
+        np.array(combined),
+        np.array(
+            [judge(p, c, s, alpha, k)[0] for p, c, s, k in zip(p_values, combined, sides, said, strict=True)]
+        ),
     )
 
 

@@ -61,16 +61,15 @@ def scanned(what: str, pictures: Path, engine: Engine, detector: Detector) -> tu
 
 
 def run(pictures: Path, out: Path, engine: Engine, detector: Detector) -> None:
-    share = detector.known.share if detector.known else 0.0
     roots = checked_roots([str(pictures)])
     settings = settings_of(roots, Filters(), detector.info)
     with Results.opened(out, settings) as results:
-        scan(results, roots, Filters(), engine, settings, share=share, rate=0.1)
+        scan(results, roots, Filters(), engine, settings, rate=0.1)
 
 
 def judging_nothing(info: ModelInfo) -> Engine:
     """Every file has one face, always the same."""
-    face = FaceVerdict((1.0, 2.0, 90.0, 90.0), 1000.0, 0.5, None, "photographic", ("within the range",))
+    face = FaceVerdict((1.0, 2.0, 90.0, 90.0), 1000.0, 0.5, None, 0.5, "photographic", ("within the range",))
 
     def engine(entries: Iterator[Entry]) -> Iterator[tuple[int, list[Row]]]:
         for entry in entries:

@@ -213,3 +213,34 @@ def test_experiments_from_pictures_to_the_page(tmp_path, monkeypatch):
 
 def torch_arrays(model):
     return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def test_encoders_side_by_side_are_those_of_the_same_seeds():
+    runs = {
+        "a": ["rung:x/a-0", "rung:x/a-1", "rung:x/a-2"],
+        "b": ["rung:x/b-2", "rung:x/b-0"],
+        "c": ["rung:x/c-7"],
+    }
+    assert experiment.sources_of("a", runs) == runs["a"]
+    assert experiment.sources_of("a&b", runs) == ["rung:x/a-0&rung:x/b-0", "rung:x/a-2&rung:x/b-2"]
+    assert experiment.sources_of("a&missing", runs) is None
+    with pytest.raises(ValueError, match="no seed"):
+        experiment.sources_of("a&c", runs)
+
+
+def test_an_unknown_way_of_joining_scores_is_refused():
+    setting = Setting(density="length+length", join="least")
+    with pytest.raises(ValueError, match="no join 'least'"):
+        fitted(setting, "lensborn:x", 0, np.eye(3), None)
+
+
+def test_what_was_reached_is_the_best_row_of_enough_seeds():
+    def card(runs, **values):
+        numbers = {"stylegan1": 0.5, "stylegan2": 0.6, "sd2.1": 0.7, "mean": 0.6, "matched": 0.5} | values
+        return {"runs": runs, "summary": dict.fromkeys(experiment_page.CONDITIONS, numbers)}
+
+    cards = {"01-x": {"few": card(2, mean=0.9), "good": card(3, mean=0.8), "even": card(3, stylegan1=0.6)}}
+    lines = experiment_page.reached(cards)
+    assert "| equalised-256: mean AUC | 0.75 | 01-x, good | 0.800 |" in lines
+    assert "| equalised-256: every generator | 0.60 | 01-x, even | 0.600 |" in lines
+    assert experiment_page.reached({"01-x": {"few": card(2)}})[-1].startswith("| ---")

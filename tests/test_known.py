@@ -1,6 +1,7 @@
 """The known channel: what it sees, what it says, and that the first channel never knows of it."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from lensborn.calibration import Conformal
 from lensborn.cli import app
 from lensborn.detector import Detector, judge
 from lensborn.faces import crop_face
-from lensborn.known import ALONE, KnownChannel, KnownGenerator, KnownLook, Silence, detail
+from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence, detail
 from lensborn.photo import read_photo
 
 LEVELS = st.floats(1e-4, 1)
@@ -128,7 +129,7 @@ def test_reasons_name_the_channel_that_spoke() -> None:
         (
             "like generated faces: 40 % of calibration photographs look at least this unusual, 1 % at least this "
             "much like generated faces",
-            "no more than 2 % look this much so in both respects together",
+            "no more than 2 % in both together",
         ),
     )
     assert judge(0.001, 0.002, 200, 0.05, known)[1][0].startswith("unusual and like generated faces: 0.1 %")
@@ -140,7 +141,7 @@ def test_reasons_name_the_channel_that_spoke() -> None:
         "photographic",
         (
             "no more unusual than photographs: 4 % of calibration photographs look at least this unusual, "
-            "30 % at least this much like generated faces",
+            "30 % at least this much like generated faces, 6 % in both together",
         ),
     )
     assert judge(0.001, 0.001, 79, 0.05, known)[0] == "unsure"
@@ -149,6 +150,9 @@ def test_reasons_name_the_channel_that_spoke() -> None:
         ("no more than 4 % of calibration photographs look this unusual",),
     )
     assert judge(0.01, 0.05, 100, 0.05, Silence.TOO_SMALL)[0] == "ai_generated"
+    assert judge(0.03, 0.15, 100, 0.05, Silence.TOO_SMALL)[1][0].endswith(
+        "too small for the known channel, so that 1 % counts"
+    )
 
 
 @given(LEVELS, LEVELS, LEVELS, st.floats(1e-4, 0.99))
@@ -165,14 +169,15 @@ def test_the_combined_p_is_of_both_scores_or_of_the_first_alone(tiny_channel: Kn
     assert tiny_channel.combined_p(1.5, 0.3, Silence.TOO_SMALL) == 1.0
 
 
-def test_a_silent_channel_leaves_the_first_a_part_of_alpha() -> None:
+def test_a_silent_channel_leaves_the_first_a_part_of_alpha(tiny_channel: KnownChannel) -> None:
     """Else the rate would exceed alpha where the faces that it is silent of are the unusual ones."""
     rng = np.random.default_rng(0)
     silent = rng.uniform(size=40_000) < 0.1
     scores = rng.normal(size=40_000) + 1.0 * silent
     first = Conformal.fit(scores[:20_000]).p_values(scores[20_000:])
     together = rng.uniform(size=20_000)
-    combined = np.where(silent[20_000:], first / ALONE, together)
+    alone = [tiny_channel.combined_p(math.nan, p, Silence.TOO_SMALL) for p in first.tolist()]
+    combined = np.where(silent[20_000:], alone, together)
     assert (combined <= 0.05).mean() <= 0.053
     assert (np.where(silent[20_000:], first, together) <= 0.05).mean() > 0.055
 
@@ -251,7 +256,7 @@ def test_the_smallest_alpha_that_can_flag(known_bundle: Bundle, tiny_bundle: Bun
     first = 1 / (len(known_bundle.conformal.scores) + 1)
     assert Detector.load(tiny_bundle.path).smallest_p == first
     known = 1 / (120 + 1)  # of the calibration faces of the fixture
-    assert Detector.load(known_bundle.path).smallest_p == pytest.approx(min(first / ALONE, known))
+    assert Detector.load(known_bundle.path).smallest_p == known
 
 
 def test_both_channels_are_shown_to_people(known_bundle: Bundle, examples: Path) -> None:
@@ -259,6 +264,6 @@ def test_both_channels_are_shown_to_people(known_bundle: Bundle, examples: Path)
         app, ["detect", "--model", str(known_bundle.path), str(examples / "generated-man.jpg")]
     )
     assert "known p" in result.output
-    assert "or as much like generated faces" in result.output
+    assert "and like generated faces, in both together" in result.output
     told = CliRunner().invoke(app, ["info", str(known_bundle.path)]).output
     assert "known generators" in told and "coarse" in told

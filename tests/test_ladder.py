@@ -1,6 +1,7 @@
 """The ladder of tools/: destroyed traces keep the picture, and a rung trains and is measured as it was trained."""
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ sys.path.insert(0, str(TOOLS))
 import ladder  # noqa: E402
 import ship  # noqa: E402
 import traces  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from test_training import corpus  # noqa: E402, F401 - a fixture
 
 from lensborn.datasets.corpus import read_corpus, split_of  # noqa: E402
@@ -201,16 +202,26 @@ def test_a_rung_is_exported_with_its_textures(rung):
     assert np.corrcoef(np.mean(looks, axis=0).ravel(), found.ravel())[0, 1] > 0.95
 
 
-def test_rungs_side_by_side_give_the_features_of_both_and_then_their_textures(rung):
-    pair = ladder.export([rung, rung])
-    assert pair == rung.with_name(f"{rung.name}+{rung.name}")
-    one, both = read_encoder(ladder.export([rung])), read_encoder(pair)
-    assert (both.feature_dim, both.texture_dim) == (2 * one.feature_dim, 2 * one.texture_dim)
-    assert both.training["beside"] == [one.training]
-    plain, faces = ladder.FEATURES, noise(2)
-    alone, together = Encoder(one.xml).encode(faces), Encoder(both.xml).encode(faces)
-    np.testing.assert_allclose(together[:, : 2 * plain], np.tile(alone[:, :plain], 2), rtol=1e-5)
-    np.testing.assert_allclose(together[:, 2 * plain :], np.tile(alone[:, plain:], 2), rtol=1e-5)
+def test_rungs_side_by_side_give_the_features_of_both_and_then_their_textures(rung, tmp_path):
+    other = tmp_path / "other-0"
+    shutil.copytree(rung, other)
+    weights = load_file(rung / "best.safetensors")
+    weights = {name: 0.9 * value if value.ndim == 4 else value for name, value in weights.items()}
+    save_file(weights, other / "best.safetensors")
+    card = json.loads((other / "card.json").read_text())
+    (other / "card.json").write_text(json.dumps(card | {"best_epoch": {"rank_iso": 0.6}}))
+    pair = ladder.export([rung, other])
+    assert pair == rung.with_name(f"{rung.name}+other-0")
+    exports = [read_encoder(place) for place in (ladder.export([rung]), ladder.export([other]), pair)]
+    both = exports[2]
+    assert (both.feature_dim, both.texture_dim) == (2 * exports[0].feature_dim, 2 * exports[0].texture_dim)
+    assert both.training == exports[0].training | {"beside": [exports[1].training]}
+    assert both.training["beside"][0]["best_epoch"] == {"rank_iso": 0.6}
+    one, two, together = (Encoder(export.xml).encode(noise(2)) for export in exports)
+    plain = ladder.FEATURES
+    wanted = np.hstack([one[:, :plain], two[:, :plain], one[:, plain:], two[:, plain:]])
+    assert np.abs(one - two).max() > 0.01
+    np.testing.assert_allclose(together, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"view": "face"}, {"sees": "residual"}, {"shuffle": 32}])

@@ -162,7 +162,7 @@ def test_both_channels_are_judged_by_the_sum_of_their_evidence(scores: list[tupl
     fused = HEAD.fused(known, first)
     each = [
         [(1 + sum(c >= s for c in calibration[rows])) / (rows.sum() + 1) for s in fused]
-        for rows in memory.populations().values()
+        for rows in memory.populations().values()  # of which each face is there once, as it is
     ]
     np.testing.assert_allclose(HEAD.fused_p(known, first), np.max(each, axis=0), rtol=1e-9)
 
@@ -287,3 +287,24 @@ def test_a_head_that_is_the_wrong_way_round_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="kept apart"):
         KnownHead.learn(memory)
+
+
+def test_faces_as_they_are_keep_the_promise_where_handed_on_they_look_less_strange() -> None:
+    """However the channels depend on each other."""
+    rng = np.random.default_rng(2)
+    for dependence in (1.0, 0.0, -1.0):
+
+        def looks(n: int, centre: float, depends: float = dependence) -> tuple[np.ndarray, np.ndarray]:
+            features = rng.normal(centre, 1, (n, 3, D))
+            first = depends * features.sum(axis=2) + rng.normal(size=(n, 3)) - np.array([0.0, 1.5, 1.5])
+            return features, first
+
+        memory = Memory.empty(D)
+        for use in (LEARN, CALIBRATE):
+            memory = memory.add("a", False, *looks(600, 0.0), use).add("x", True, *looks(200, 2.0), use)
+        head = KnownHead.learn(memory)
+        features, first = looks(4000, 0.0)
+        fused_p = head.fused_p(head.score(features[:, 0]), first[:, 0])
+        assert 0.03 < (fused_p <= 0.05).mean() < 0.07, dependence
+        handed_on = head.fused_p(head.score(features[:, 1]), first[:, 1])
+        assert (handed_on <= 0.05).mean() < 0.05, dependence

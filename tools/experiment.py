@@ -105,7 +105,7 @@ class Row:
     def all_sources(self) -> list[str]:
         """With the counterparts that the setting compares with."""
         against = self.setting.against
-        return self.sources + [f"{against}:{source}" for source in self.sources if against]
+        return self.sources + [f"{against}:{source}" for source in self.sources if against]  # of one encoder
 
 
 def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
@@ -130,11 +130,20 @@ def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
 
 
 def sources_of(encoder: str, runs: Mapping[str, list[str]]) -> list[str] | None:
-    """The runs of an encoder; of encoders side by side, those of the same seeds together. None where not given."""
+    """The runs of an encoder; of encoders side by side, those of the same seeds together. None where not given.
+
+    Raises ValueError where encoders side by side have no seed in common.
+    """
     names = encoder.split(BESIDE)
     if any(name not in runs for name in names):
         return None
-    return [BESIDE.join(several) for several in zip(*(runs[name] for name in names), strict=False)]
+    if len(names) == 1:
+        return runs[encoder]
+    by_seed = [{run.rpartition("-")[2]: run for run in runs[name]} for name in names]
+    seeds = [seed for seed in by_seed[0] if all(seed in one for one in by_seed)]
+    if not seeds:
+        raise ValueError(f"{encoder}: no seed was trained of all of them")
+    return [BESIDE.join(one[seed] for one in by_seed) for seed in seeds]
 
 
 def setting_of(values: Mapping[str, Any]) -> Setting:

@@ -1,7 +1,8 @@
 """docs/experiments.md and its plots, from the settings files and cards in experiments/ alone.
 
 Newest (by number) first: question, what was learnt, a table a condition; before them what a choice does: of all
-rows the one that is best on two of the three generators, and what it does on the third.
+rows the one that is best on two of the three generators, and what it does on the third; and what was asked and
+reached.
 """
 
 import json
@@ -22,6 +23,14 @@ GENERATORS = ("stylegan1", "stylegan2", "sd2.1")
 ALARMS = "alarms "  # begins the names of a summary's false alarms
 ALPHAS = [round(0.05 * step, 2) for step in range(1, 20)]  # at which cards say how many are flagged
 
+SEVERAL = 3  # training seeds, of a row that may answer what was asked:
+ASKED = (
+    (EQUALISED, "mean", 0.75),
+    (EQUALISED, "matched", 0.65),
+    (EQUALISED, "least", 0.6),
+    (PUBLISHED, "mean", 0.9),
+)
+
 Card = Mapping[str, Any]
 
 
@@ -33,7 +42,8 @@ def write_page(experiments: Path, docs: Path) -> None:
         if cards := read(path, asked["rows"]):
             found[path.stem] = asked, cards
     lines = [(experiments / "head.md").read_text().rstrip("\n"), ""]
-    lines += [*chosen({stem: cards for stem, (_, cards) in found.items()}), ""]
+    every = {stem: cards for stem, (_, cards) in found.items()}
+    lines += [*chosen(every), "", *reached(every), ""]
     for stem, (asked, cards) in found.items():
         lines += [f"## {stem}: {escaped(asked['question'])}", "", asked.get("learnt", "").strip(), ""]
         if "plot" in asked:
@@ -80,6 +90,26 @@ def chosen(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:
         lines.append(
             f"| {third} | {escaped(best)} | {means[best]:.3f} | {rows[best][third]:.3f} | {alarms} |"
         )
+    return lines
+
+
+def reached(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:
+    """What was asked of the first channel, and the row of three training seeds that is best at it."""
+    several = {
+        f"{stem}, {name}": card["summary"]
+        for stem, cards in experiments.items()
+        for name, card in cards.items()
+        if "summary" in card and card.get("runs", 1) >= SEVERAL
+    }
+    lines = ["What was asked of the first channel, and the best mean of three training seeds:", ""]
+    lines += ["| asked | at least | best row | its value |", "| --- " * 4 + "|"]
+    for condition, asked, least in ASKED:
+        names = GENERATORS if asked == "least" else (asked,)
+        values = {row: min(summary[condition][name] for name in names) for row, summary in several.items()}
+        if values:
+            best = max(values, key=lambda row: values[row])
+            what = {"mean": "mean AUC", "matched": "the matched pair", "least": "every generator"}[asked]
+            lines.append(f"| {condition}: {what} | {least:.2f} | {escaped(best)} | {values[best]:.3f} |")
     return lines
 
 

@@ -20,6 +20,7 @@ BESIDE = "&"  # between encoders that look side by side
 BEST = "best.safetensors"
 HEADS = ("manipulation", "trace", "rank", "energy")
 ENERGY_OF = "classes.make"
+JOINS: dict[str, Callable[..., Any]] = {"sum": np.sum, "greatest": np.max}  # of several scores
 
 Floats = NDArray[np.float64]
 Score = Callable[[Floats], Floats]
@@ -70,7 +71,9 @@ def fitted(
     own = [one(photographs) for one in terms]
     weights = setting.weights or (1.0,) * len(terms)
     parts = list(zip(terms, own, weights, strict=True))
-    join = {"sum": np.sum, "greatest": np.max}[setting.join]
+    if setting.join not in JOINS:
+        raise ValueError(f"no join {setting.join!r}: use {', '.join(JOINS)}")
+    join = JOINS[setting.join]
     return lambda rows: np.asarray(
         join([weight * (one(rows) - mine.mean()) / mine.std() for one, mine, weight in parts], axis=0)
     )

@@ -401,7 +401,7 @@ def conditional_rows(looks: Sequence[Look], reference: Sequence[Look], name: str
     """False alarms and AUC under three calibrations of both channels, on sets that none of them saw.
 
     The photographs of the corpus's "calibrate" sources are the reference, for the first channel those that its
-    mixture was not fitted to; a regression on traits of delivery learns from half of them, by source, and the other
+    density was not fitted to; a regression on traits of delivery learns from half of them, by source, and the other
     half calibrates what is left of the score.
     """
     for_fit = np.array(
@@ -758,7 +758,9 @@ def card(part: KnownPart, rows: Sequence[Row]) -> str:
     shown = ", ".join(
         name for name, generated in zip(memory.names, memory.generated, strict=True) if generated
     )
-    populations = ", ".join(f"{name} ({mask.sum()})" for name, mask in memory.populations().items())
+    populations = ", ".join(
+        f"{name} ({(mask & memory.first).sum()})" for name, mask in memory.populations().items()
+    )
     return f"""
 Everything above is about the first channel, which never saw a generated picture; its files are the same with this
 channel and without. The known channel was shown generated faces of {shown}, against photographs, patch by

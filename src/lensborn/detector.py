@@ -60,7 +60,8 @@ class FaceVerdict:
     """One face. `box`: x, y, w, h in pixels of the upright picture. `score`: higher = more anomalous.
 
     `p_value`: in (0, 1], the share of calibration photographs that look at least this unusual. `combined_p_value`:
-    of both channels together, the smallest alpha at which the face is flagged. `reasons`: sentences for people.
+    of both channels together, the smallest alpha at which the face is flagged, unless the verdict is "unsure" at
+    any; see `KnownChannel.combined_p`. `reasons`: sentences for people.
     """
 
     box: tuple[float, float, float, float]
@@ -310,7 +311,11 @@ class Detector:
     def with_known(
         self, channel: KnownChannel, *, name: str | None = None, card: str | None = None
     ) -> "Detector":
-        """The same detector with another known channel, unsaved; its first channel is the same, to the bit."""
+        """The same detector with another known channel, unsaved; its first channel is the same, to the bit.
+
+        The memory of the channel must hold what this first channel says of the faces in it (`teach.study`): the two
+        are calibrated together.
+        """
         other = copy(self)
         other.known = channel
         if name is not None:
@@ -340,9 +345,10 @@ class Detector:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest alpha at which anything can be flagged, as the numbers of calibration photographs allow."""
+        """The smallest alpha at which a face can be flagged, as the numbers of calibration photographs allow; of
+        one that the known channel speaks of, where there is one."""
         first = 1 / (len(self.conformal.scores) + 1)
-        return first if self.known is None else min(first / ALONE, self.known.head.smallest_p)
+        return first if self.known is None else self.known.head.smallest_p
 
     def detect(self, path: str | Path, *, alone: bool = True) -> Detection:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable".
@@ -441,15 +447,20 @@ def judge(
             return "ai_generated", (
                 f"no more than {_percent(p_value)} of calibration photographs look this unusual",
             )
-        return "photographic", (f"no more unusual than photographs: {unusual}",)
+        why = ""
+        if known is Silence.TOO_SMALL:
+            why = f"; too small for the known channel, so that {_percent(ALONE * alpha)} counts"
+        return "photographic", (f"no more unusual than photographs: {unusual}{why}",)
     each = f"{unusual}, {_percent(known.p_value)} at least this much like generated faces"
     if combined > alpha:
-        return "photographic", (f"no more unusual than photographs: {each}",)
+        return "photographic", (
+            f"no more unusual than photographs: {each}, {_percent(combined)} in both together",
+        )
     speaking = [
         word for word, p in (("unusual", p_value), ("like generated faces", known.p_value)) if p <= alpha
     ]
     which = " and ".join(speaking) or "somewhat unusual and somewhat like generated faces"
-    together = f"no more than {_percent(combined)} look this much so in both respects together"
+    together = f"no more than {_percent(combined)} in both together"
     return "ai_generated", (f"{which}: {each}", together)
 
 

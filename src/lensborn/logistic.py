@@ -14,7 +14,7 @@ The features of every face that the regression learnt from travel with it, and w
 the pictures do not: so that `lensborn teach` can add a generator without forgetting the others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -260,21 +260,26 @@ class KnownHead:
     @cached_property
     def conformals(self) -> dict[str, FaceConformal]:
         """The calibration of each population, by the score."""
-        return self._calibrated(lambda rows: self.score(self.memory.features[rows]))
+        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
+            return self._calibrated(self.score(self.memory.features), self.memory.populations())
 
     @cached_property
     def fused_conformals(self) -> dict[str, FaceConformal]:
-        """The calibration of each population, by both channels' evidence."""
-        return self._calibrated(
-            lambda rows: self.fused(self.score(self.memory.features[rows]), self.memory.unusual[rows])
-        )
+        """The calibration of each population, by both channels' evidence; and of its faces as they are alone, which
+        look stranger to the first channel than when they were handed on."""
+        populations = self.memory.populations()
+        plain = {f"{name}, as they are": rows & self.memory.first for name, rows in populations.items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            evidence = self.fused(self.score(self.memory.features), self.memory.unusual)
+            return self._calibrated(evidence, {**populations, **plain})
 
-    def _calibrated(self, score: Callable[[npt.NDArray[np.bool_]], Floats]) -> dict[str, FaceConformal]:
-        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
-            return {
-                name: FaceConformal.fit(score(rows), self.memory.faces[rows])
-                for name, rows in self.memory.populations().items()
-            }
+    def _calibrated(
+        self, scores: Floats, populations: Mapping[str, npt.NDArray[np.bool_]]
+    ) -> dict[str, FaceConformal]:
+        return {
+            name: FaceConformal.fit(scores[rows], self.memory.faces[rows])
+            for name, rows in populations.items()
+        }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything but the names of the sets, for safetensors; `from_arrays` reads it."""

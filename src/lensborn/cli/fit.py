@@ -93,8 +93,8 @@ def fit(
     density: Annotated[
         Density | None,
         typer.Option(
-            help="mixture: how likely features are; contrast: how long, less how strange their textures. Without "
-            "it, what suits the encoder: a contrast needs textures."
+            help="mixture: how likely features are; contrast: how long, or how ordinary their textures. "
+            "Without it, what suits the encoder: a contrast needs textures."
         ),
     ] = None,
     components: Annotated[

@@ -31,7 +31,7 @@ from lensborn.scan.table import (
 
 T = TypeVar("T")
 
-FORMAT = 1  # of the results' folder
+FORMAT = 2  # of the results' folder
 PART_ROWS = 10_000  # of a part, which are held in memory; fewer where the time of `_patience` has passed
 
 Engine = Callable[

@@ -44,8 +44,9 @@ small {{ color: #555; display: block; }}
 </head>
 <body>
 <h1>The most suspicious faces</h1>
-<p>{faces} of {judged} judged faces, the most unusual first. Model {model}; flagged where at most {alpha:g} % of
-calibration photographs look as unusual.<br>A verdict is a measured oddity, no proof.</p>
+<p>{faces} of {judged} judged faces, the most unusual first. Model {model}; flagged where p, the share of
+calibration photographs that look at least as strange, is at most {alpha:g} %.<br>A verdict is a measured oddity,
+no proof.</p>
 <main>
 {figures}
 </main>
