@@ -48,6 +48,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, so noth
 _SEEN_LINE = re.compile(r"[0-9a-f]{16}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "get an untouched copy, or make it again with `lensborn fit`"
+_TAUGHT = (
+    "get an untouched copy of the bundle or, of an earlier lensborn, `lensborn teach` the shipped one again"
+)
 _SCHEMA: dict[str, Any] = {
     "format": int,
     "name": str,
@@ -358,7 +361,7 @@ def _known(manifest: Any, arrays: Mapping[str, Any] | None, seen: frozenset[str]
             raise ValueError("two sets have the same name")
         return KnownPart(KnownHead.from_arrays(arrays, sets), manifest, seen)
     except ValueError as error:
-        raise BundleError(f"{KNOWN}: {error}; {_AGAIN}") from error
+        raise BundleError(f"{KNOWN}: {error}; {_TAUGHT}") from error
 
 
 def _check_known(manifest: Any, files: Mapping[str, Any]) -> None:
