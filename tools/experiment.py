@@ -80,8 +80,7 @@ def main() -> None:
     waiting = [row for path in arguments.settings for row in rows_without_card(path, runs)]
     if waiting:
         gallery = Gallery(arguments.corpus)
-        sources = {one for row in waiting for source in row.all_sources for one in source.split(BESIDE)}
-        seen = gallery.seen_by(sources, arguments.keep)
+        seen = gallery.seen_by({source for row in waiting for source in row.all_sources}, arguments.keep)
         for row in waiting:
             told = outcome(row, gallery, seen)
             row.card.write_text(card_text(told))
@@ -103,9 +102,10 @@ class Row:
 
     @property
     def all_sources(self) -> list[str]:
-        """With the counterparts that the setting compares with."""
+        """Each by itself, and with the counterparts that the setting compares with."""
         against = self.setting.against
-        return self.sources + [f"{against}:{source}" for source in self.sources if against]  # of one encoder
+        each = [one for source in self.sources for one in source.split(BESIDE)]
+        return each + [f"{against}:{one}" for one in each if against]
 
 
 def rows_without_card(path: Path, runs: Mapping[str, list[str]]) -> list[Row]:
@@ -298,13 +298,15 @@ def measure(
     seeds = (int(source.rpartition("-")[2]),) if several else setting.seeds
     parts = gallery.parts(setting.fit)
     for condition in CONDITIONS:
-        features = np.hstack([seen[one][condition] for one in source.split(BESIDE)]).astype(np.float64)
+        each = source.split(BESIDE)
+        features = np.hstack([seen[one][condition] for one in each]).astype(np.float64)
         usable = has_row(features)
         fit, calibrate, test = (usable & part for part in parts)
         own = usable & gallery.own_half if setting.calibrate == OWN else np.zeros_like(test)
         counterparts = None
         if setting.against:
-            broken = seen[f"{setting.against}:{source}"][condition][fit].astype(np.float64)
+            broken = np.hstack([seen[f"{setting.against}:{one}"][condition][fit] for one in each])
+            broken = broken.astype(np.float64)
             counterparts = broken[has_row(broken)]
         for seed in seeds:
             score = fitted(setting, source, seed, features[fit], counterparts)

@@ -49,7 +49,7 @@ from lensborn.features import Encoder
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence
 from lensborn.logistic import CALIBRATE, HANDICAP, LEARN, KnownHead, Memory
 from lensborn.photo import decode_photo, digest_of
-from lensborn.teach import LEAST, Lesson, Studied, remembering, study, teach
+from lensborn.teach import LEAST, Lesson, Studied, known_of, remembering, study, teach
 
 if TYPE_CHECKING:
     from lensborn.pretext.known import Example
@@ -223,13 +223,6 @@ def with_channel(
     prefixes = frozenset(digest_of(path)[:16] for path in seen)
     channel = KnownChannel(xml, KnownPart(KnownHead.learn(memory), manifest, prefixes))
     return base.with_known(channel, name=" ".join(["without", *leave_out]))
-
-
-def known_of(detector: Detector) -> KnownChannel:
-    """The known channel of a detector that has one."""
-    if detector.known is None:
-        raise ValueError("the model has no known channel")
-    return detector.known
 
 
 # --- looking --------------------------------------------------------------------------------------------

@@ -574,10 +574,9 @@ def export(runs: Sequence[Path]) -> Path:
         out.mkdir(exist_ok=True)
         card, *others = (json.loads((run / "card.json").read_text()) for run in runs)
         (out / "card.json").write_text(json.dumps({**card, "beside": others}, indent=2) + "\n")
-    with torch.no_grad():
-        numbers = network(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
-    textures = numbers - FEATURES * len(runs)
-    write_export(network.eval(), out, rung_of(runs[0]).backbone, SIDE, numbers, textures)
+    textures = sum(layer_widths(run)[stage] for run in runs for stage in TEXTURES)
+    features = FEATURES * len(runs)
+    write_export(network.eval(), out, rung_of(runs[0]).backbone, SIDE, features + textures, textures)
     return out
 
 

@@ -347,8 +347,9 @@ class Detector:
     def smallest_p(self) -> float:
         """The smallest alpha at which a face can be flagged, as the numbers of calibration photographs allow; of
         one that the known channel speaks of, where there is one."""
-        first = 1 / (len(self.conformal.scores) + 1)
-        return first if self.known is None else self.known.head.smallest_p
+        if self.known is not None:
+            return self.known.head.smallest_p
+        return 1 / (len(self.conformal.scores) + 1)
 
     def detect(self, path: str | Path, *, alone: bool = True) -> Detection:
         """Judge every face of one file; a file that cannot be read gives the status "unreadable".

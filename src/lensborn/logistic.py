@@ -260,8 +260,7 @@ class KnownHead:
     @cached_property
     def conformals(self) -> dict[str, FaceConformal]:
         """The calibration of each population, by the score."""
-        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
-            return self._calibrated(self.score(self.memory.features), self.memory.populations())
+        return self._calibrated(self._scores, self.memory.populations())
 
     @cached_property
     def fused_conformals(self) -> dict[str, FaceConformal]:
@@ -269,9 +268,18 @@ class KnownHead:
         look stranger to the first channel than when they were handed on."""
         populations = self.memory.populations()
         plain = {f"{name}, as they are": rows & self.memory.first for name, rows in populations.items()}
-        with np.errstate(over="ignore", invalid="ignore"):
-            evidence = self.fused(self.score(self.memory.features), self.memory.unusual)
-            return self._calibrated(evidence, {**populations, **plain})
+        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
+            evidence = self.fused(self._scores, self.memory.unusual)
+        return self._calibrated(evidence, {**populations, **plain})
+
+    @cached_property
+    def _scores(self) -> Floats:
+        """Scores (M,) of the rows that calibrate; NaN of the others, which are most of them."""
+        rows = self.memory.rows(CALIBRATE)
+        scores = np.full(len(rows), np.nan)
+        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
+            scores[rows] = self.score(self.memory.features[rows])
+        return scores
 
     def _calibrated(
         self, scores: Floats, populations: Mapping[str, npt.NDArray[np.bool_]]

@@ -111,14 +111,22 @@ class Change:
     after: Interval
 
 
+def known_of(detector: Detector) -> KnownChannel:
+    """The known channel of a detector. Raises ValueError, naming the remedy, where it has none."""
+    if detector.known is None:
+        raise ValueError("the model has no known channel: start from one that has, as the shipped one")
+    return detector.known
+
+
 def study(
     paths: Iterable[Path], detector: Detector, *, deliveries: int = DELIVERIES, seed: int = 0
 ) -> Iterator[Studied | None]:
-    """The largest face of each picture, in order; None where it can't be read, or the known channel of the detector
-    would say nothing. Raises ValueError where that has none."""
-    if (channel := detector.known) is None:
-        raise ValueError("the model has no known channel: start from one that has, as the shipped one")
-    finder = FaceFinder()
+    """The largest face of each picture, in order; None where it can't be read, or the known channel would
+    say nothing.
+
+    Raises ValueError where the detector has none.
+    """
+    channel, finder = known_of(detector), FaceFinder()
     return in_order(lambda path: _study(path, finder, detector, channel, deliveries, seed), paths)
 
 
@@ -141,9 +149,10 @@ def _study(
         return None
     native = np.ascontiguousarray(pixels[y : y + side, x : x + side])
     rng = np.random.default_rng([seed, int(sha256[:12], 16)])
-    looks, crops = [channel.look.patch_of(pixels, box, scale)], [crop_face(pixels, box, size, scale)]
+    looks = [channel.look.patch_of(pixels, box, scale)]
     if detail(looks[0]) < channel.look.least_detail:
         return None
+    crops = [crop_face(pixels, box, size, scale)]
     for _ in range(deliveries):
         face = delivered_face(native, channel.look.side, ROUGH, rng)
         looks.append(channel.look.middle(face))
@@ -296,11 +305,9 @@ def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memo
 def remembering(memory: Memory, name: str, generated: bool, faces: Sequence[Studied], use: int) -> Memory:
     """A memory with more faces of a set: to LEARN from, as they are and handed on once; to CALIBRATE, all looks."""
     looks = slice(2 if use == LEARN else None)
-    features, first = (
-        np.stack([part[looks] for part in parts])
-        for parts in zip(*((face.features, face.unusual) for face in faces), strict=True)
-    )
-    return memory.add(name, generated, features, first, use)
+    features = np.stack([face.features[looks] for face in faces])
+    unusual = np.stack([face.unusual[looks] for face in faces])
+    return memory.add(name, generated, features, unusual, use)
 
 
 def _change(

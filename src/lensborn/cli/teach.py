@@ -37,21 +37,17 @@ def teach(
 
     Example: lensborn teach --fake newgen=downloads/newgen --real my-photos --out runs/mine
     """
-    from lensborn.bundle import BundleError  # noqa: PLC0415  (heavy; so --help stays quick)
-    from lensborn.detector import Detector  # noqa: PLC0415
-    from lensborn.teach import OWN, card_section  # noqa: PLC0415
+    from lensborn.detector import Detector  # noqa: PLC0415  (heavy; so --help stays quick)
+    from lensborn.teach import OWN, card_section, known_of  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
 
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists: choose another, or add --overwrite", param_hint="--out")
     try:
         detector = Detector.load(base)
-    except BundleError as error:
+        known = known_of(detector)
+    except ValueError as error:  # of a bundle, too
         raise typer.BadParameter(str(error), param_hint="--base") from error
-    if detector.known is None:
-        raise typer.BadParameter(
-            "the model has no known channel: start from one that has, as the shipped one", param_hint="--base"
-        )
     if not (fake or real):
         raise typer.BadParameter("nothing to learn: give --fake NAME=DIR, --real DIR, or both")
     folders = {name: [folder] for name, folder in map(_named, fake or [])}
@@ -66,7 +62,7 @@ def teach(
         typer.echo("warning: without --real, nothing is learnt of your own platform's photographs", err=True)
     _warn_of_format(lessons)
     try:
-        channel, changes = learn(detector.known, lessons)
+        channel, changes = learn(known, lessons)
         card = f"{detector.card}\n{card_section(changes)}"
         bundle = detector.with_known(channel, card=card).save(out, overwrite=overwrite)
     except ValueError as error:  # LessonError and BundleError, and a head that cannot be learnt

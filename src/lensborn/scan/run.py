@@ -75,9 +75,8 @@ def scan(
     """Bring the table in `results` up to what lies below `roots` now; returns what summary.json holds.
 
     Files whose rows are there, with the same size and stamp, are not judged again, except unreadable ones. The
-    table does not depend on how often this was interrupted, nor on the engine. `rate`: of false
-    discoveries. Raises ScanError where there are no pictures,
-    or the results cannot be written or read.
+    table does not depend on how often this was interrupted, nor on the engine. `rate`: of false discoveries. Raises
+    ScanError where there are no pictures, or the results cannot be written or read.
     """
     with whole_file(results.listing) as file:
         write_listing(file, _counted(listed(roots, filters), "listing", None, progress))
