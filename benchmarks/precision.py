@@ -29,7 +29,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from common import print_table, timed, title
@@ -42,7 +41,7 @@ from lensborn.bundle import SHIPPED
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.pictures import Picture, choose, pictures_of_table
 from lensborn.detector import Detector, judge, read_faces
-from lensborn.faces import Box, Face, FaceFinder, Pixels, crop_face, crop_square
+from lensborn.faces import Box, Face, FaceFinder, Pixels, crop_face, crop_faces, crop_square
 from lensborn.graph import core, cores
 from lensborn.known import KnownGenerator
 from lensborn.photo import read_photo
@@ -216,22 +215,19 @@ def speed_rows(detectors: dict[str, Detector], faces: Sequence[Seen], rounds: in
 
 def judge_faces(detector: Detector, faces: Sequence[Seen]) -> Judged:
     """What a detector says of faces."""
-    first = detector.score(np.stack([face.crop for face in faces]))
-    p_values = detector.conformal.p_values(first).tolist()
-    sides = [face.side for face in faces]
-    known, alpha = detector.known, detector.info.alpha
-    said, combined = [None] * len(faces), p_values
-    if known is not None:
-        patches = np.stack([face.patch for face in faces if face.patch is not None])
-        said = known.judge(patches, sides)
-        combined = [known.combined_p(*one) for one in zip(first.tolist(), p_values, said, strict=True)]
-    heard = [one if isinstance(one, KnownGenerator) else None for one in said]
+    crops, sides = np.stack([face.crop for face in faces]), [face.side for face in faces]
+    patches = np.stack([face.patch for face in faces]) if detector.known else None
+    found = detector.weigh(crops, patches, sides)
+    alpha = detector.info.alpha
     return Judged(
-        first,
-        np.array([np.nan if one is None else one.score for one in heard]),
-        np.array(combined),
+        np.array([one.score for one in found]),
+        np.array([one.known.score if isinstance(one.known, KnownGenerator) else np.nan for one in found]),
+        np.array([one.combined for one in found]),
         np.array(
-            [judge(p, c, s, alpha, k)[0] for p, c, s, k in zip(p_values, combined, sides, said, strict=True)]
+            [
+                judge(one.p_value, one.combined, side, alpha, one.known)[0]
+                for one, side in zip(found, sides, strict=True)
+            ]
         ),
     )
 
@@ -315,7 +311,7 @@ def at_half_size(face: Seen, detector: Detector, finder: FaceFinder) -> Seen | N
     if not found:
         return None
     crop = crop_face(pixels, found[0].box, detector.preprocessing.size, scale)
-    patch = detector.known.patches(pixels, found, scale)[0] if detector.known else None
+    patch = detector.known.patches(pixels, [found[0].box], scale, crop[None])[0] if detector.known else None
     return Seen(face.picture, crop, patch, face.side)
 
 
@@ -325,19 +321,10 @@ MOSAIC = 1024  # px
 SAME = 0.5  # intersection over union of two boxes of one face
 
 
-def linear(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Shrinks by linear interpolation what is shrunk by no more than two, so that no pixel is left out."""
-    if face_finding.CLOSE < max(height, width) < max(pixels.shape) <= 2 * max(height, width):
-        return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-    return SHRUNK(pixels, height, width)
-
-
-SHRUNK = face_finding._shrunk
 CHEAPER: dict[str, Mapping[str, object]] = {
     "wide look of 512 px": {"WIDE": 512},
     "wide look of 448 px": {"WIDE": 448},
     "padding to multiples of 32 px": {"CELL": 32},
-    "shrinking by linear interpolation": {"_shrunk": linear},
 }
 
 
@@ -378,18 +365,15 @@ def seen_in(
     """The faces of a mosaic as the networks see them."""
     (picture, pixels), scale = mosaic, detector.preprocessing.crop_scale
     found = finder.find(pixels)
-    patches = detector.known.patches(pixels, found, scale) if detector.known else [None] * len(found)
+    boxes = [face.box for face in found]
+    crops = crop_faces(pixels, boxes, detector.preprocessing.size, scale)
+    patches = detector.known.patches(pixels, boxes, scale, crops) if detector.known else [None] * len(found)
     return [
         (
             face,
-            Seen(
-                picture,
-                crop_face(pixels, face.box, detector.preprocessing.size, scale),
-                patch,
-                crop_square(face.box, MOSAIC, MOSAIC, scale)[2],
-            ),
+            Seen(picture, crop, patch, crop_square(face.box, MOSAIC, MOSAIC, scale)[2]),
         )
-        for face, patch in zip(found, patches, strict=True)
+        for face, crop, patch in zip(found, crops, patches, strict=True)
     ]
 
 

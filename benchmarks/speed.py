@@ -241,7 +241,9 @@ def parts(detector: Detector, files: Sequence[Path]) -> Iterator[tuple[str, str,
         clocked("first network and its score", lambda crop=crop: detector.score(crop[None]))
         if known is not None:
             side = crop_square(box, photo.width, photo.height, scale)[2]
-            patches = clocked("patch", lambda p=photo, f=faces: known.patches(p.pixels, f[:1], scale))
+            patches = clocked(
+                "patch", lambda p=photo, b=box, c=crop: known.patches(p.pixels, [b], scale, c[None])
+            )
             clocked("known channel and its score", lambda p=patches, s=side: known.judge(p, [s]))
     whole = timed(lambda: [detector.detect(path, alone=False) for path in files])
     for name, value in seconds.items():

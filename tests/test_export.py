@@ -300,7 +300,7 @@ def test_backbones_from_torch_over_openvino_to_onnx(backbone: str, moments: bool
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    encoder = Moments(TorchEncoder(backbone, 16)) if moments else TorchEncoder(backbone, 16)
+    encoder = Moments([TorchEncoder(backbone, 16)]) if moments else TorchEncoder(backbone, 16)
     crops = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     planes = torch.from_numpy(crops.transpose(0, 3, 1, 2).astype(np.float32))
     for module in encoder.modules():

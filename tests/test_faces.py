@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openvino
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lensborn import defaults, faces
-from lensborn.faces import Face, FaceFinder, crop_face, crop_middle, crop_square, decode, looks, merge
+from lensborn.faces import Face, FaceFinder, crop_face, crop_square, decode, looks, merge
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -110,6 +111,70 @@ def test_face_that_fills_the_picture(finder: FaceFinder, side: int, scale: float
     pixels = load(EXAMPLES / SINGLES[1])
     (face,) = finder.find(crop_face(pixels, (238, 190, 602, 771), side, scale))
     assert face.box[3] > 0.6 * side
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_a_portrait_is_known_at_a_glance(
+    finder: FaceFinder, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = load(EXAMPLES / name)
+    (glanced,) = finder.find(pixels)
+    assert finder._portrait(pixels, None) is not None
+    monkeypatch.setattr(faces, "GLANCED", (0, 0))
+    (looked_at,) = finder.find(pixels)
+    assert shares(glanced, looked_at.box) > 0.9
+    assert np.abs(glanced.landmarks - looked_at.landmarks).max() < 0.1 * glanced.box[3]
+
+
+@pytest.mark.parametrize("size", [80, 120, 240])
+def test_a_small_face_beside_a_large_one_is_found(finder: FaceFinder, size: int) -> None:
+    pixels = cv2.resize(load(EXAMPLES / SINGLES[0]), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    pixels[:size, :size] = cv2.resize(load(EXAMPLES / SINGLES[1]), (size, size), interpolation=cv2.INTER_AREA)
+    assert finder._portrait(pixels, None) is None
+    assert len(finder.find(pixels)) == 2
+
+
+def test_a_second_face_need_not_be_sure_to_be_looked_at_again(
+    finder: FaceFinder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = cv2.resize(load(EXAMPLES / SINGLES[0]), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    pixels[:50, :50] = cv2.resize(load(EXAMPLES / SINGLES[1]), (50, 50), interpolation=cv2.INTER_AREA)
+    assert finder._portrait(pixels, None) is None
+    monkeypatch.setattr(faces, "SUSPECT", defaults.MIN_CONFIDENCE)
+    assert finder._portrait(pixels, None) is not None
+
+
+def test_pictures_that_are_no_portraits_of_middling_size_get_all_looks(finder: FaceFinder) -> None:
+    portrait = load(EXAMPLES / SINGLES[0])
+    for side in (384, 1025):
+        pixels = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
+        every = merge(finder._candidates(looks(pixels), finder.min_confidence, None))
+        np.testing.assert_array_equal(finder.find(pixels)[0].landmarks.ravel(), every[0, 5:])
+    small = np.zeros((1000, 1000, 3), np.uint8)
+    small[:200, :200] = cv2.resize(portrait, (200, 200), interpolation=cv2.INTER_AREA)
+    assert finder._portrait(small, None) is None
+    assert len(finder.find(small)) == 1
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 1))
+def test_shrinking_keeps_the_mean(height: int, width: int, share: float) -> None:
+    rng = np.random.default_rng(height)
+    coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    to = max(round(share * height), 1), max(round(share * width), 1)
+    shrunk = faces._shrunk(pixels, *to)
+    assert shrunk.shape == (*to, 3)
+    assert shrunk.dtype == np.uint8
+    if min(to) > 20:
+        assert np.abs(shrunk.mean(axis=(0, 1)) - pixels.mean(axis=(0, 1))).max() < 4
+
+
+def test_shrinking_leaves_no_pixel_out() -> None:
+    stripes = np.zeros((600, 600, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for side in (150, 200, 299, 320, 301):
+        shrunk = faces._shrunk(stripes, side, side).astype(float)
+        assert abs(shrunk.mean() - 127.5) < 3
 
 
 @pytest.mark.parametrize("width", [100, 1500, 4000])
@@ -277,16 +342,6 @@ def test_crop_of_a_crop_cut_at_whole_pixels_is_the_same() -> None:
     saved = pixels[y0 : y0 + side, x0 : x0 + side]
     again = crop_face(saved, (0, 0, side, side), 224, 1.0)
     assert np.array_equal(crop_face(pixels, box, 224), again)
-
-
-@given(boxes, st.integers(16, 220), st.floats(0.1, 1))
-def test_crop_middle_is_the_middle_of_the_crop(
-    box: tuple[float, float, float, float], size: int, share: float
-) -> None:
-    middle = round(share * size)
-    start = (size - middle) // 2
-    expected = crop_face(NOISE, box, size)[start : start + middle, start : start + middle]
-    assert np.array_equal(crop_middle(NOISE, box, size, middle), expected)
 
 
 @given(boxes)

@@ -29,12 +29,17 @@ from lensborn.photo import read_photo
 LEVELS = st.floats(1e-4, 1)
 
 
-def test_the_patch_is_the_middle_of_the_crop(examples: Path) -> None:
+@pytest.mark.parametrize("size", [192, 64])
+def test_the_patch_is_the_middle_of_the_crop_whatever_size_the_first_channel_sees(
+    tiny_channel: KnownChannel, examples: Path, size: int
+) -> None:
     pixels = read_photo(examples / "generated-man.jpg").pixels
-    box = (100.0, 120.0, 300.0, 280.0)
-    look = KnownLook(side=192, patch=96)
+    box, look = (100.0, 120.0, 300.0, 280.0), tiny_channel.look
+    crop = crop_face(pixels, box, size, 1.3)
+    start, end = (look.side - look.patch) // 2, (look.side + look.patch) // 2
     np.testing.assert_array_equal(
-        look.patch_of(pixels, box, 1.3), crop_face(pixels, box, 192, 1.3)[48:144, 48:144]
+        tiny_channel.patches(pixels, [box], 1.3, crop[None])[0],
+        crop_face(pixels, box, look.side, 1.3)[start:end, start:end],
     )
 
 
@@ -79,6 +84,18 @@ def test_a_face_without_detail_is_unsure(
     assert "too little fine detail" in face.reasons[0]
 
 
+def test_a_channel_calibrated_beside_another_first_channel_is_refused(
+    known_bundle: Bundle, tiny_bundle: Bundle
+) -> None:
+    channel = Detector.load(known_bundle.path).known
+    other = Detector.load(tiny_bundle.path)
+    assert channel is not None
+    assert other.with_known(channel).known is channel
+    other.density = replace(other.density, means=other.density.means + 1)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="beside another first channel"):
+        other.with_known(channel)
+
+
 def test_detail_is_the_distance_from_the_mean_around() -> None:
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (40, 40), dtype=np.uint8)
@@ -106,8 +123,8 @@ def test_the_detector_says_both_numbers(
     (without,) = Detector.load(tiny_bundle.path).detect(picture).faces
     assert without.known_generator is None
     assert (with_channel.score, with_channel.p_value) == (without.score, without.p_value)
-    patch = tiny_channel.look.patch_of(read_photo(picture).pixels, with_channel.box, TINY.crop_scale)
-    (expected,) = tiny_channel.judge(patch[None], [200.0])
+    crop = crop_face(read_photo(picture).pixels, with_channel.box, tiny_channel.look.side, TINY.crop_scale)
+    (expected,) = tiny_channel.judge(tiny_channel.look.middle(crop[None]), [200.0])
     assert isinstance(expected, KnownGenerator) and with_channel.known_generator is not None
     assert with_channel.known_generator.score == pytest.approx(expected.score, abs=0.2)  # the box is rounded
     line = Detector.load(known_bundle.path).detect(picture).to_dict()

@@ -161,12 +161,13 @@ def test_it_learns_and_its_export_agrees_with_torch(faces: list[Example], tmp_pa
     run.fit()
     assert run.best > 0.9
     assert run.summary["train"]["real0"] == {"faces": 15, "sources": 8}
-    xml = export_known(tmp_path)
+    xml = export_known([tmp_path])
     model = KnownModel("resnet_tiny")
     model.load_state_dict(load_file(tmp_path / "best.safetensors"))
     patches = PatchDataset(faces, 32, 0, None)[7]["patches"]
     with torch.no_grad():
-        maps = model.eval().encoder.maps(patches.float())
+        encoder = model.eval().encoder
+        maps = encoder.last(encoder.trunk(patches.float()))
         features = model.encoder(patches.float())
         torch.testing.assert_close(features, model.encoder.projection(maps.mean((2, 3))))
     wanted = np.concatenate([maps.mean((2, 3)), maps.numpy().std(axis=(2, 3))], axis=1)
@@ -224,3 +225,28 @@ def test_the_largest_face_of_a_picture_is_the_example(examples: Path, tmp_path: 
     found = picture_examples(pictures)
     assert [example.crop.file.name for example in found] == ["group-of-eight.jpg", "generated-man.jpg"]
     assert all(example.generated and example.crop.box is not None for example in found)
+
+
+def test_runs_that_began_alike_make_one_channel(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    one, other, stranger = (KnownModel("resnet_tiny").eval() for _ in range(3))
+    other.encoder.backbone.load_state_dict(
+        {
+            name: value if name.startswith("layer4") else one.encoder.backbone.state_dict()[name]
+            for name, value in other.encoder.backbone.state_dict().items()
+        }
+    )
+    runs = [tmp_path / name for name in ("one", "other", "stranger")]
+    for run, model in zip(runs, (one, other, stranger), strict=True):
+        run.mkdir()
+        save_file(model.state_dict(), run / "best.safetensors")
+        (run / "settings.json").write_text('{"backbone": "resnet_tiny", "patch": 32}')
+    patches = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    both, first, second = (
+        Encoder(export_known(some)).encode(patches) for some in (runs[:2], runs[:1], runs[1:2])
+    )
+    np.testing.assert_allclose(both, np.concatenate([first, second], axis=1), atol=1e-5 * both.std())
+    assert (tmp_path / "one+other" / "known.bin").stat().st_size < 2 * (runs[0] / "known.bin").stat().st_size
+    with pytest.raises(ValueError, match="differ before their last stages"):
+        export_known([runs[0], runs[2]])

@@ -15,6 +15,7 @@ from lensborn.logistic import (
     LEARN,
     LEAST_POPULATION,
     PENALTY,
+    TAUGHT_HANDICAP,
     KnownHead,
     Memory,
     balance,
@@ -56,7 +57,7 @@ def test_the_regression_minimises_the_penalised_loss() -> None:
         )
 
     found = minimize(loss, np.zeros(D + 1), tol=1e-12).x
-    alike = memory.features[rows].astype(float) @ head.weights + head.bias
+    alike = memory.features[rows].astype(float) @ head.weights[0] + head.bias[0]
     np.testing.assert_allclose(alike, x @ found[:D] + found[D], atol=2e-3)
 
 
@@ -67,7 +68,7 @@ def test_the_score_is_the_greater_of_two_signs() -> None:
     weights = balance(HEAD.memory.sets[rows], HEAD.memory.positive[rows])
     photographs = HEAD.memory.features[rows].astype(float)
     measured = []
-    for sign in (lambda x: x @ HEAD.weights + HEAD.bias, HEAD.strangeness.of):
+    for sign in (lambda x: x @ HEAD.weights[0] + HEAD.bias[0], HEAD.strangeness.of):
         mean = np.average(sign(photographs), weights=weights)
         deviation = np.sqrt(np.average((sign(photographs) - mean) ** 2, weights=weights))
         measured.append((sign(features) - mean) / deviation)
@@ -76,6 +77,34 @@ def test_the_score_is_the_greater_of_two_signs() -> None:
     stretch, shift = HEAD.platt
     np.testing.assert_allclose(HEAD.score(features), stretch * np.maximum(*measured) + shift, rtol=1e-9)
     assert 0.1 < (measured[1] > measured[0]).mean() < 0.9, "either counts somewhere"
+
+
+def test_a_taught_generator_has_a_regression_of_its_own() -> None:
+    """Those before it stay as they were, to the bit; it is measured with a handicap."""
+    shown = np.random.default_rng(5).normal(3, 1, (40, 1, D))
+    memory = HEAD.memory.add("new", True, shown, np.zeros((40, 1)), LEARN, taught=True)
+    taught = KnownHead.learn(memory)
+    np.testing.assert_array_equal(taught.weights[:1], HEAD.weights)
+    np.testing.assert_array_equal(taught.scale[[0, 2, 3]], HEAD.scale)
+    alone = HEAD.memory.features[HEAD.memory.rows(LEARN) & ~HEAD.memory.positive]
+    only = Memory.empty(D).add("a", False, alone[:, None], np.zeros((len(alone), 1)), LEARN)
+    only = only.add("new", True, shown, np.zeros((40, 1)), LEARN)
+    only = only.add("a", False, alone[:9, None], np.zeros((9, 1)), CALIBRATE)
+    cosine = np.corrcoef(KnownHead.learn(only).weights[0], taught.weights[1])[0, 1]
+    assert cosine > 0.9  # photographs of several sets weigh otherwise
+    photographs = memory.rows(CALIBRATE) & ~memory.positive
+    weights = balance(memory.sets[photographs], memory.positive[photographs])
+    sign = memory.features[photographs].astype(float) @ taught.weights[1] + taught.bias[1]
+    mean = np.average(sign, weights=weights)
+    deviation = np.sqrt(np.average((sign - mean) ** 2, weights=weights))
+    np.testing.assert_allclose(taught.scale[1], (mean + TAUGHT_HANDICAP * deviation, deviation), rtol=1e-9)
+    again = memory.add("new", True, shown, np.zeros((40, 1)), LEARN)
+    assert again.taught.tolist() == memory.taught.tolist()  # as it was
+
+
+def test_it_keeps_the_scores_that_it_gives_those_that_calibrate() -> None:
+    rows = HEAD.memory.features[HEAD.memory.rows(CALIBRATE)]
+    np.testing.assert_array_equal(HEAD.calibration, HEAD.score(rows))
 
 
 def test_a_face_unlike_all_photographs_is_found_on_whichever_side() -> None:
@@ -118,7 +147,7 @@ def test_platt_stays_finite_where_scores_tell_all_apart() -> None:
 def test_learning_twice_gives_the_same_bits() -> None:
     again = KnownHead.learn(memory_of())
     np.testing.assert_array_equal(again.weights, HEAD.weights)
-    assert again.bias == HEAD.bias
+    np.testing.assert_array_equal(again.bias, HEAD.bias)
 
 
 def test_a_score_does_not_depend_on_the_faces_beside_it() -> None:
@@ -229,10 +258,10 @@ def test_a_head_survives_its_arrays() -> None:
 BROKEN: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "missing": lambda arrays: arrays.pop("weights"),
     "type": lambda arrays: arrays.update(features=arrays["features"].astype(np.float32)),
-    "shape": lambda arrays: arrays.update(weights=arrays["weights"][:2]),
+    "shape": lambda arrays: arrays.update(weights=arrays["weights"][:, :2]),
     "bias": lambda arrays: arrays.update(bias=np.zeros(2)),
     "bias nan": lambda arrays: arrays.update(bias=np.array([np.nan])),
-    "weights nan": lambda arrays: arrays.update(weights=np.full(D, np.inf)),
+    "weights nan": lambda arrays: arrays.update(weights=np.full((1, D), np.inf)),
     "features nan": lambda arrays: arrays["features"].__setitem__(0, np.float16("nan")),
     "unusual nan": lambda arrays: arrays["unusual"].__setitem__(0, np.nan),
     "unusual of too few": lambda arrays: arrays.update(unusual=arrays["unusual"][1:]),
@@ -246,13 +275,24 @@ BROKEN: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "no deviation": lambda arrays: arrays["scale"].__setitem__((1, 1), 0.0),
     "platt": lambda arrays: arrays.update(platt=np.ones(3)),
     "platt turned round": lambda arrays: arrays.update(platt=np.array([-1.0, 0.0])),
-    "weights too large": lambda arrays: arrays.update(weights=np.full(D, 1e308)),
+    "weights too large": lambda arrays: arrays.update(weights=np.full((1, D), 1e308)),
     "set": lambda arrays: arrays["sets"].__setitem__(0, 4),
     "negative set": lambda arrays: arrays["sets"].__setitem__(0, -1),
     "use": lambda arrays: arrays["uses"].__setitem__(0, 7),
     "rows": lambda arrays: arrays.update(uses=arrays["uses"][1:]),
     "no photographs": lambda arrays: arrays["uses"].fill(LEARN),
     "one dimension": lambda arrays: arrays.update(features=arrays["features"].ravel()),
+    "taught photographs": lambda arrays: arrays["taught"].fill(True),
+    "taught sets": lambda arrays: arrays.update(taught=arrays["taught"][1:]),
+    "a regression of nothing": lambda arrays: arrays.update(
+        weights=np.zeros((2, D)), bias=np.zeros(2), scale=np.ones((4, 2))
+    ),
+    "no regression of its own": lambda arrays: arrays["taught"].__setitem__(-1, True),
+    "a number in the place of features": lambda arrays: arrays.update(features=np.float16(1)),
+    "no regression": lambda arrays: arrays.update(weights=np.zeros((0, D)), bias=np.zeros(0)),
+    "fewer scores": lambda arrays: arrays.update(calibration=arrays["calibration"][1:]),
+    "other scores": lambda arrays: arrays["calibration"].__iadd__(0.1),
+    "no score": lambda arrays: arrays["calibration"].__setitem__(0, np.nan),
 }
 
 

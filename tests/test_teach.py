@@ -277,6 +277,25 @@ def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> N
     assert again.head.memory.names == (*after.names, "newer")
 
 
+def test_each_taught_generator_has_a_regression_and_more_of_it_joins_that(tiny_channel: KnownChannel) -> None:
+    def taught(channel: KnownChannel) -> dict[str, bool]:
+        memory = channel.head.memory
+        return {name: bool(own) for name, own in zip(memory.names, memory.taught, strict=True)}
+
+    one, _ = teach(tiny_channel, [lesson("new", True, range(40), 3.0)])
+    assert taught(one) == {"photos": False, "coarse": False, "new": True}
+    np.testing.assert_array_equal(one.head.weights[:1], tiny_channel.head.weights)
+    two, _ = teach(one, [lesson("newer", True, range(40, 80), -3.0)])
+    assert taught(two) == {**taught(one), "newer": True}
+    np.testing.assert_array_equal(two.head.weights[:2], one.head.weights)
+    more, _ = teach(two, [lesson("new", True, range(80, 120), 3.0)])
+    assert taught(more) == taught(two)
+    assert len(more.head.weights) == 3
+    shown, _ = teach(tiny_channel, [lesson("coarse", True, range(40), 3.0)])
+    assert not any(taught(shown).values())
+    assert len(shown.head.weights) == 1
+
+
 def test_pictures_that_are_known_are_not_taught_twice(tiny_channel: KnownChannel) -> None:
     once, _ = teach(tiny_channel, [lesson("new", True, range(40))])
     with pytest.raises(LessonError, match="known to the bundle already"):

@@ -170,7 +170,7 @@ class Likeness(nn.Module):
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         """See the class."""
         self.maps.clear()
-        self.encoder.maps(127.5 * (torch.cat([one, other]) + 1))
+        self.encoder.trunk(127.5 * (torch.cat([one, other]) + 1))
         total = torch.zeros((), device=one.device)
         for maps in self.maps:
             unit = maps.float() / (maps.float().square().mean(1, keepdim=True) + 1e-4).sqrt()

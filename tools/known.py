@@ -1,20 +1,21 @@
 """Trains, measures and ships the known channel.
 
     python tools/known.py train --corpus FOLDER --start RUNG --out RUN [--leave-out SET ...] [--seed N]
-    python tools/known.py measure --corpus FOLDER --runs SET=RUN ...
-    python tools/known.py ship --corpus FOLDER --run RUN [--base BUNDLE]
+    python tools/known.py measure --corpus FOLDER --runs SET=RUN,RUN,RUN ...
+    python tools/known.py ship --corpus FOLDER --runs RUN RUN RUN [--base BUNDLE]
 
 FOLDER holds photos.csv and faces.csv with their pictures. Training begins from a rung "base" of the ladder
 (`ladder.py`), which the five tasks trained on photographs alone, and changes its last stage. It sees the sources
 "train" of the corpus, half of FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits. Many of
 these are of sources that the corpus has, too: only those of sources that were not learnt from are judged.
-`measure` takes runs that left out one generator each, several of different seeds where there are, and writes
+Runs of several seeds that began from one rung share all but their last stage, and make one channel together.
+`measure` takes such runs that left out one generator each, several times where there are, and writes
 docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its probabilities
 hold, what a calibration given delivery would change, what damage does, and what `lensborn teach` brings. Its first
 channel is that of the shipped bundle.
-`ship` puts a channel that saw all of them beside the first channel of BASE (the shipped bundle if left out), whose
-files it does not touch, and writes the shipped bundle and the README's second table: before measuring, where the
-first channel is new, and after it, with the tables in the card.
+`ship` puts a channel of runs that saw all of them beside the first channel of BASE (the shipped bundle if left
+out), whose files it does not touch, and writes the shipped bundle and the README's second table: before measuring,
+where the first channel is new, and after it, with the tables in the card.
 """
 
 import argparse
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-6"
+NAME = "lensborn-7"
 UNSEEN = "portraits"
 PHOTOS = "photos"
 LEARNT = 400  # photographs of the corpus to learn the head from, and remember, of each of two splits
@@ -65,6 +66,11 @@ ALPHA = defaults.ALPHA
 HALVES = (("calibrate", 0.5), ("judge", 0.5))
 HANDICAPS = (0.0, 0.5, 1.0, 1.5)  # of faces unlike photographs, against those like generated ones
 BINS = 8  # of a reliability diagram
+#: Modules whose code measured numbers depend on, beside this one and `pretext.known`.
+CODE = (
+    *("contrast", "delivery", "detector", "faces", "features", "known", "logistic", "strangeness", "teach"),
+    "pretext.model",
+)
 DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
 
 Floats = NDArray[np.float64]
@@ -83,7 +89,11 @@ class Look:
     combined: float  # the smallest alpha at which the face is flagged; NaN where it never is
     traits: Floats
     signs: Floats  # (2,), see `KnownHead.signs`; NaN where the channel says nothing
-    damaged: bool = False
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the verdict is "unsure" for lack of fine detail."""
+        return bool(np.isnan(self.combined))
 
 
 SCORES: dict[str, Callable[[Look], float]] = {
@@ -174,26 +184,33 @@ def train(arguments: argparse.Namespace) -> None:
             progress=lambda done, _, means: bar.update(task, completed=done),
         )
         trainer.fit()
-    known.export_known(arguments.out)
+    known.export_known([arguments.out])
 
 
 def with_channel(
-    base: Detector, run: Path, folder: Path, leave_out: Sequence[str], *, whole: bool
+    base: Detector, runs: Sequence[Path], folder: Path, leave_out: Sequence[str], *, whole: bool
 ) -> Detector:
-    """A detector with the channel of a run, whose head learnt and calibrated on what the run may see.
+    """A detector with the channel of some runs, whose head learnt and calibrated on what the runs may see.
 
     `whole`: nothing is kept to judge.
     """
     from lensborn.pretext.known import export_known  # noqa: PLC0415
 
-    settings = json.loads((run / "settings.json").read_text())
-    if set(settings["leave_out"]) != {*leave_out, UNSEEN}:
-        raise SystemExit(f"{run} left out {settings['leave_out']}, not {[*leave_out, UNSEEN]}")
+    each = [json.loads((run / "settings.json").read_text()) for run in runs]
+    for run, settings in zip(runs, each, strict=True):
+        if set(settings["leave_out"]) != {*leave_out, UNSEEN}:
+            raise SystemExit(f"{run} left out {settings['leave_out']}, not {[*leave_out, UNSEEN]}")
+    told, *others = (
+        {name: settings[name] for name in ("backbone", "patch", "epochs", "steps", "batch", "lr")}
+        for settings in each
+    )
+    if any(other != told for other in others):
+        raise SystemExit("the runs of one channel must have the same settings but for their seeds")
     manifest = {
-        **asdict(KnownLook(patch=settings["patch"])),
-        "training": {name: settings[name] for name in ("backbone", "epochs", "steps", "batch", "lr", "seed")},
+        **asdict(KnownLook(patch=told["patch"])),
+        "training": {**told, "seeds": [settings["seed"] for settings in each]},
     }
-    xml = export_known(run)
+    xml = export_known(runs)
     feature_dim = Encoder(xml).feature_dim
     looking = base.with_known(KnownChannel(xml, KnownPart(KnownHead.blank(feature_dim), manifest)))
     memory = Memory.empty(feature_dim)
@@ -246,18 +263,16 @@ def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -
     photos = read_faces((path for _, path in files), detector.preprocessing, channel)
     for photo, (picture, _) in zip(track(photos, what, total=len(files)), files, strict=True):
         if photo.faces and photo.patches is not None:
-            score = float(detector.score(photo.crops[:1])[0])
-            p_value = float(detector.conformal.p_values([score])[0])
-            (said,) = channel.judge(photo.patches[:1], photo.sides[:1])
-            known = said if isinstance(said, KnownGenerator) else None
-            traits = delivery_traits(photo.patches[:1], photo.sides[:1])[0]
+            crop, patch, side = photo.crops[:1], photo.patches[:1], photo.sides[:1]
+            (found,) = detector.weigh(crop, patch, side)
+            known = found.known if isinstance(found.known, KnownGenerator) else None
             signs, fused = np.full(2, np.nan), np.nan
             if known:
-                signs = channel.head.signs(channel.encoder.encode(photo.patches[:1]))[0]
-                fused = float(channel.head.fused([known.score], [score])[0])
-            damaged = said is Silence.DAMAGED
-            combined = np.nan if damaged else channel.combined_p(score, p_value, said)
-            looks.append(Look(picture, score, p_value, known, fused, combined, traits, signs, damaged))
+                signs = channel.head.signs(channel.encoder.encode(patch))[0]
+                fused = float(channel.head.fused([known.score], [found.score])[0])
+            combined = np.nan if found.known is Silence.DAMAGED else found.combined
+            traits = delivery_traits(patch, side)[0]
+            looks.append(Look(picture, found.score, found.p_value, known, fused, combined, traits, signs))
     return looks
 
 
@@ -272,17 +287,17 @@ def values_of(
 # --- what is measured -----------------------------------------------------------------------------------
 
 
-def measure_run(name: str, run: Path, folder: Path, view: Path) -> list[Row]:
-    """Rows of numbers about the generator that a run left out, and about photographs that it did not see.
+def measure_runs(name: str, runs: Sequence[Path], folder: Path, view: Path) -> list[Row]:
+    """Rows of numbers about the generator that runs left out, and about photographs that they did not see.
 
     `view`: a folder for the equalised files, which serve for every run.
     """
-    detector = with_channel(Detector.load(), run, folder, [name], whole=False)
+    detector = with_channel(Detector.load(), runs, folder, [name], whole=False)
     splits = splits_of(folder, [name])
     pictures = splits["judge"] + photographs(folder, "test")
     references = photographs(folder, "calibrate")
     equal = {picture.name: path for picture, path in equalised_once(folder, view)}
-    seed = json.loads((run / "settings.json").read_text())["seed"]
+    seed = json.loads((runs[0] / "settings.json").read_text())["seed"]
     rows: list[Row] = []
     for condition in ("published", f"equalised-{SIDE}"):
         places = (lambda p: p.path) if condition == "published" else (lambda p: equal.get(p.name))
@@ -518,10 +533,11 @@ def measure(arguments: argparse.Namespace) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as view:
         for spec in arguments.runs:
-            name, _, run = spec.partition("=")
-            kept = _kept(Path(run))
+            name, _, some = spec.partition("=")
+            runs = [Path(run) for run in some.split(",")]
+            kept = _kept(runs)
             if not kept.exists():
-                found = measure_run(name, Path(run), arguments.corpus, Path(view))
+                found = measure_runs(name, runs, arguments.corpus, Path(view))
                 kept.with_suffix(".new").write_text(json.dumps(found))
                 kept.with_suffix(".new").rename(kept)
             rows += json.loads(kept.read_text())
@@ -529,17 +545,15 @@ def measure(arguments: argparse.Namespace) -> None:
     write_page(rows)
 
 
-def _kept(run: Path) -> Path:
-    """Where the rows of a run are kept, so that measuring can go on; they hold for what they were made with."""
+def _kept(runs: Sequence[Path]) -> Path:
+    """Where the rows of some runs are kept, so that measuring can go on; they hold for what they were made with."""
     first = [SHIPPED / name for name in ("encoder.bin", "density.safetensors", "calibration.safetensors")]
-    code = [
-        Path(import_module(f"lensborn.{name}").__file__)
-        for name in ("contrast", "logistic", "strangeness", "delivery", "pretext.model")
-    ]
+    code = [Path(import_module(f"lensborn.{name}").__file__) for name in CODE]
     graph = ROOT / "src" / "lensborn" / "pretext" / "known.py"
-    parts = (run / "best.safetensors", Path(__file__), graph, *first, *code)
+    weights = [run / "best.safetensors" for run in runs]
+    parts = (*weights, Path(__file__), graph, *first, *code)
     digest = hashlib.sha256("".join(map(digest_of, parts)).encode()).hexdigest()
-    return run / f"measured-{digest[:16]}.json"
+    return runs[0] / f"measured-{digest[:16]}.json"
 
 
 def write_page(rows: Sequence[Row]) -> None:
@@ -684,9 +698,9 @@ def _cell(row: Row) -> str:
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    """The shipped bundle, with the channel of a run."""
+    """The shipped bundle, with the channel of some runs."""
     base = Detector.load(arguments.base)
-    channel = known_of(with_channel(base, arguments.run, arguments.corpus, [], whole=True))
+    channel = known_of(with_channel(base, arguments.runs, arguments.corpus, [], whole=True))
     rows = json.loads(DATA.read_text()) if DATA.exists() else []
     kept = _means(
         [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
@@ -707,11 +721,11 @@ MARK = "\n## The second channel\n"
 
 def readme_table(rows: Sequence[Row], sha256: str) -> str:
     """The README's table of the known channel, in Markdown."""
-    runs = len({row["seed"] for row in rows})
+    channels = len({row["seed"] for row in rows})
     lines = [
         f"Model `{NAME}`, sha256 `{sha256[:16]}…`; its known channel was shown all three generators. Here each is "
-        f"left out in turn, by channels made alike; means of {runs} seeds, 95 % intervals; by `tools/known.py`; "
-        "more in [docs/known.md](docs/known.md).",
+        f"left out in turn, by channels made alike; means of {channels} channels, 95 % intervals; by "
+        "`tools/known.py`; more in [docs/known.md](docs/known.md).",
         "",
         "| protocol | generator left out | AUC, first channel | AUC, known channel | AUC, both | found at 5 % |",
         "| --- " * 6 + "|",
@@ -786,9 +800,9 @@ def main() -> None:
             sub.add_argument("--seed", type=int, default=0)
             sub.add_argument("--threads", type=int, default=1)
         elif verb is measure:
-            sub.add_argument("--runs", nargs="+", required=True, metavar="SET=RUN")
+            sub.add_argument("--runs", nargs="+", required=True, metavar="SET=RUN,RUN,..")
         else:
-            sub.add_argument("--run", type=Path, required=True)
+            sub.add_argument("--runs", type=Path, nargs="+", required=True)
             sub.add_argument("--base", type=Path, default=SHIPPED)
             sub.add_argument("--out", type=Path, default=SHIPPED.with_name(NAME))
     arguments = parser.parse_args()

@@ -138,7 +138,7 @@ def measure(arguments: argparse.Namespace) -> None:
         for (way, generator), run in runs.items():
             kept = run / "ways.json"
             if not kept.exists():
-                detector = with_channel(Detector.load(), run, arguments.corpus, [generator], whole=False)
+                detector = with_channel(Detector.load(), [run], arguments.corpus, [generator], whole=False)
                 judged = splits_of(arguments.corpus, [generator])["judge"]
                 looks = look(detector, [(p, equal[p.name]) for p in judged if p.name in equal], run.name)
                 rows = [row for row in auc_rows(looks, generator) if row["channel"] == "known"]

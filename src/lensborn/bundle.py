@@ -30,7 +30,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILES = 32
-SHIPPED = Path(__file__).parent / "models" / "lensborn-6"
+SHIPPED = Path(__file__).parent / "models" / "lensborn-7"
 
 MANIFEST = "bundle.json"
 DENSITY = "density.safetensors"
@@ -84,9 +84,9 @@ class BundleError(ValueError):
 class KnownPart:
     """The known channel on disk: its head, and its object in bundle.json.
 
-    manifest: side, patch, least_side, least_detail (see known.KnownLook), training, measured and
-    whatever else is JSON; sets and files follow from the rest. seen: the pictures that it was made from, as in
-    Bundle; the first channel never saw them.
+    manifest: side, patch, least_side, least_detail (see known.KnownLook), beside (see Detector.first_channel),
+    training, measured and whatever else is JSON; sets and files follow from the rest. seen: the pictures that it
+    was made from, as in Bundle; the first channel never saw them.
     """
 
     head: KnownHead
@@ -376,6 +376,7 @@ def _check_known(manifest: Any, files: Mapping[str, Any]) -> None:
             and isinstance(entry.get("generated"), bool)
             for entry in manifest["sets"]
         ),
+        "beside must be a string": isinstance(manifest.get("beside", ""), str),
         f"files must be names in files, {KNOWN_XML} and its .bin among them": {KNOWN_XML, KNOWN_BIN}
         <= {name for name in manifest["files"] if isinstance(name, str)}
         and all(isinstance(name, str) and name in files for name in manifest["files"]),

@@ -5,6 +5,7 @@ with split-conformal p-values in the place of a threshold. Higher score = more a
 positive class.
 """
 
+import hashlib
 import logging
 import os
 import platform
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +26,12 @@ import numpy.typing as npt
 
 import lensborn
 from lensborn import defaults
-from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, read_bundle, write_bundle
+from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, KnownPart, read_bundle, write_bundle
 from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
 from lensborn.contrast import LEAST, Contrast
 from lensborn.datasets.corpus import split_of
 from lensborn.density import Density, fit_mixture
-from lensborn.faces import Face, FaceFinder, Pixels, crop_face, crop_square
+from lensborn.faces import Face, FaceFinder, crop_faces, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores, threads
 from lensborn.known import ALONE, KnownChannel, KnownGenerator, Silence
@@ -42,6 +43,7 @@ LARGE_PX = (
 )
 CAMERA_KEYS = ("make", "model", "f_number", "exposure_time_s", "focal_length_mm", "iso")
 HALVES = (("fit", 0.5), ("calibrate", 0.5))
+BESIDE = "beside"  # in the manifest of a known channel: the first channel that it was calibrated with
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,6 +55,19 @@ Status = Literal["ok", "no_face", "unreadable"]
 Verdict = Literal["photographic", "ai_generated", "unsure"]
 DensityKind = Literal["mixture", "contrast"]
 Camera = dict[str, str | float | None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What both channels say of a face. `score`, `p_value`: of the first; higher = more anomalous, p in (0, 1].
+    `known`: the other's word, None without it. `combined`: the smallest alpha at which both together flag the face,
+    unless the verdict is "unsure" at any; see `KnownChannel.combined_p`.
+    """
+
+    score: float
+    p_value: float
+    known: KnownGenerator | Silence | None
+    combined: float
 
 
 @dataclass(frozen=True)
@@ -196,6 +211,8 @@ class Detector:
         self.info = info
         self.seen = seen
         self.known = known
+        if known is not None:
+            self._check_beside(known)
         # Its threads start with the first picture that is alone, and end with the detector. What they are given
         # never waits for them in turn, so that they can't wait for each other.
         self._pool = ThreadPoolExecutor(cores(), "lensborn")
@@ -314,8 +331,9 @@ class Detector:
         """The same detector with another known channel, unsaved; its first channel is the same, to the bit.
 
         The memory of the channel must hold what this first channel says of the faces in it (`teach.study`): the two
-        are calibrated together.
+        are calibrated together. Raises BundleError for a channel out of a bundle with another first channel.
         """
+        self._check_beside(channel)
         other = copy(self)
         other.known = channel
         if name is not None:
@@ -338,10 +356,27 @@ class Detector:
             manifest=self.manifest,
             card=self.card,
             seen=self.seen,
-            known=self.known.part if self.known else None,
+            known=self._calibrated_beside(self.known.part) if self.known else None,
             known_files=dict(self.known.files) if self.known else None,
             overwrite=overwrite,
         )
+
+    @property
+    def first_channel(self) -> str:
+        """SHA-256 of what gives the first channel's scores: encoder and density."""
+        digest = hashlib.sha256(self.encoder_export.fingerprint.encode())
+        for name, array in sorted(self.density.to_arrays().items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _calibrated_beside(self, part: KnownPart) -> KnownPart:
+        return replace(part, manifest={BESIDE: self.first_channel, **part.manifest})
+
+    def _check_beside(self, channel: KnownChannel) -> None:
+        if channel.part.manifest.get(BESIDE, self.first_channel) != self.first_channel:
+            raise BundleError(
+                "the known channel was calibrated beside another first channel: make it beside this one"
+            )
 
     @property
     def smallest_p(self) -> float:
@@ -384,6 +419,31 @@ class Detector:
             raise ArithmeticError("the model gave a score that is not a finite number")
         return scores
 
+    def weigh(
+        self,
+        crops: npt.NDArray[np.uint8],
+        patches: npt.NDArray[np.uint8] | None,
+        sides: Sequence[float],
+        pool: Executor | None = None,
+    ) -> list[Evidence]:
+        """What both channels say of face crops (N, S, S, 3) uint8 RGB, cut by `faces.crop_face`.
+
+        `patches`: (N, P, P, 3), see `KnownChannel.patches`; None without that channel. `sides`: of the crops in the
+        picture, px. With a `pool`, the channels look side by side in its threads. Raises ValueError for another
+        shape or type.
+        """
+        known = self.known
+
+        def heard() -> Sequence[KnownGenerator | Silence | None]:
+            return [None] * len(crops) if known is None or patches is None else known.judge(patches, sides)
+
+        scores, said = both(lambda: self.score(crops), heard, pool)
+        p_values = self.conformal.p_values(scores)
+        return [
+            Evidence(score, p, one, p if known is None or one is None else known.combined_p(score, p, one))
+            for score, p, one in zip(scores.tolist(), p_values.tolist(), said, strict=True)
+        ]
+
     @cached_property
     def _finder(self) -> FaceFinder:
         return FaceFinder()
@@ -397,31 +457,18 @@ class Detector:
         faces: tuple[FaceVerdict, ...] = ()
         if error is None:
             try:
-                scores, known = both(lambda: self.score(photo.crops), lambda: self._known(photo), pool)
-                p_values = self.conformal.p_values(scores)
-                faces = tuple(
-                    map(self._verdict, photo.faces, photo.sides, scores.tolist(), p_values.tolist(), known)
-                )
+                evidence = self.weigh(photo.crops, photo.patches, photo.sides, pool)
+                faces = tuple(map(self._verdict, photo.faces, photo.sides, evidence))
             except Exception as unexpected:
                 error = _reason(photo.path, unexpected)
         status: Status = "unreadable" if error is not None else "ok" if faces else "no_face"
         return Detection(photo.path, status, error, photo.width, photo.height, photo.camera, faces, self.info)
 
-    def _known(self, photo: PhotoFaces) -> Sequence[KnownGenerator | Silence | None]:
-        if self.known is None or photo.patches is None:
-            return [None] * len(photo.faces)
-        return self.known.judge(photo.patches, photo.sides)
-
-    def _verdict(
-        self, face: Face, side: float, score: float, p_value: float, known: KnownGenerator | Silence | None
-    ) -> FaceVerdict:
-        combined = p_value
-        if self.known is not None and known is not None:
-            combined = self.known.combined_p(score, p_value, known)
-        verdict, reasons = judge(p_value, combined, side, self.info.alpha, known)
+    def _verdict(self, face: Face, side: float, found: Evidence) -> FaceVerdict:
+        verdict, reasons = judge(found.p_value, found.combined, side, self.info.alpha, found.known)
         x, y, w, h = (round(float(value), 2) for value in face.box)
-        said = known if isinstance(known, KnownGenerator) else None
-        return FaceVerdict((x, y, w, h), score, p_value, said, combined, verdict, reasons)
+        known = found.known if isinstance(found.known, KnownGenerator) else None
+        return FaceVerdict((x, y, w, h), found.score, found.p_value, known, found.combined, verdict, reasons)
 
 
 def judge(
@@ -572,20 +619,10 @@ def _cut_faces(
     faces = tuple(finder.find(photo.pixels, pool))
     sides = tuple(crop_square(face.box, photo.width, photo.height, scale)[2] for face in faces)
     camera: Camera = {key: getattr(photo.camera, key) for key in CAMERA_KEYS}
-    crops, patches = both(
-        lambda: _crops(photo.pixels, faces, size, scale),
-        lambda: known.patches(photo.pixels, faces, scale) if known else None,
-        pool,
-    )
+    boxes = [face.box for face in faces]
+    crops = crop_faces(photo.pixels, boxes, size, scale)
+    patches = known.patches(photo.pixels, boxes, scale, crops) if known else None
     return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops, patches)
-
-
-def _crops(pixels: Pixels, faces: Sequence[Face], size: int, scale: float) -> Pixels:
-    """The crops (N, size, size, 3) of the faces of a picture."""
-    crops = np.zeros((len(faces), size, size, 3), dtype=np.uint8)
-    for crop, face in zip(crops, faces, strict=True):
-        crop[...] = crop_face(pixels, face.box, size, scale)
-    return crops
 
 
 def _reason(path: str, error: Exception) -> str:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from lensborn.bundle import KNOWN_BIN, KNOWN_XML, Bundle, BundleError, KnownPart
-from lensborn.faces import Face, Pixels, crop_middle
+from lensborn.faces import Pixels, crop_faces
 from lensborn.features import Encoder
 
 ALONE = 0.2  # of alpha where this channel is silent: few photographs are so small, and they may look unusual
@@ -39,14 +38,10 @@ class KnownLook:
         if not 32 <= self.patch <= self.side <= 2048 or self.least_side < 1 or not self.least_detail >= 0:
             raise ValueError(f"the known channel's look is out of range: {self}")
 
-    def patch_of(self, pixels: Pixels, box: Sequence[float], scale: float) -> Pixels:
-        """The middle (patch, patch, 3) of a face crop of a picture (H, W, 3) uint8."""
-        return crop_middle(pixels, box, self.side, self.patch, scale)
-
-    def middle(self, face: Pixels) -> Pixels:
-        """The middle (patch, patch, 3) of a face crop (side, side, 3)."""
+    def middle(self, crops: Pixels) -> Pixels:
+        """The middle (..., patch, patch, 3) of face crops (..., side, side, 3)."""
         start = (self.side - self.patch) // 2
-        return face[start : start + self.patch, start : start + self.patch]
+        return crops[..., start : start + self.patch, start : start + self.patch, :]
 
 
 def detail(patch: Pixels) -> float:
@@ -91,7 +86,7 @@ class KnownChannel:
             raise BundleError(f"{error}: get an untouched copy of the bundle") from error
         self.xml, self.part, self.head = xml, part, part.head
         self.encoder = Encoder(xml)
-        declared = (self.look.patch, len(self.head.weights))
+        declared = (self.look.patch, self.head.weights.shape[1])
         if (self.encoder.size, self.encoder.feature_dim) != declared:
             raise BundleError(
                 f"the known channel's graph has not the declared patch and feature size {declared}: get an "
@@ -108,14 +103,18 @@ class KnownChannel:
         """The graph and its weights, by the names that they have in a bundle."""
         return {KNOWN_XML: self.xml, KNOWN_BIN: self.xml.with_suffix(".bin")}
 
-    def patches(self, pixels: Pixels, faces: Sequence[Face], scale: float) -> npt.NDArray[np.uint8]:
-        """The patches (N, P, P, 3) uint8 of the faces of a picture."""
-        patches = np.zeros((len(faces), self.look.patch, self.look.patch, 3), dtype=np.uint8)
-        for patch, face in zip(patches, faces, strict=True):
-            patch[...] = self.look.patch_of(pixels, face.box, scale)
-        return patches
+    def patches(
+        self, pixels: Pixels, boxes: Sequence[Sequence[float]], scale: float, crops: Pixels
+    ) -> Pixels:
+        """The patches (N, P, P, 3) uint8 of faces of a picture, whose `crops` (N, S, S, 3) the first channel has.
 
-    def judge(self, patches: npt.NDArray[np.uint8], sides: Sequence[float]) -> list[KnownGenerator | Silence]:
+        They are cut out of these where both channels look at a face at one size.
+        """
+        if crops.shape[1] != self.look.side:
+            crops = crop_faces(pixels, boxes, self.look.side, scale)
+        return self.look.middle(crops)
+
+    def judge(self, patches: Pixels, sides: Sequence[float]) -> list[KnownGenerator | Silence]:
         """What is said of each patch (N, P, P, 3), whose crops have `sides` in the picture, px."""
         silences = [self._silence(patch, side) for patch, side in zip(patches, sides, strict=True)]
         spoken_of = np.array([silence is None for silence in silences], dtype=bool)

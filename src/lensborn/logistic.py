@@ -1,17 +1,19 @@
 """The head of the known channel: from features to a score and its p-value, and the memory that it learnt from.
 
 Two things speak for a generated face: that it is like those that were shown, by a logistic regression on features,
-and that it is unlike all photographs (`strangeness`), as a face from a generator of another kind may be. Each is
-measured in deviations of photographs kept apart, the second with a handicap, as it finds less where both could; the
-greater of the two is the score, in calibrated log odds.
+and that it is unlike all photographs (`strangeness`), as a face from a generator of another kind may be. Generators
+that were taught later have regressions of their own: in one with the others, those that differ from them spoil what
+was known. Each is measured in deviations of photographs kept apart: strangeness with a handicap, as it finds less
+where both could; those taught, too, as each is one more reason to flag a photograph, at the cost of the others. The
+greatest is the score, in calibrated log odds.
 Its p-value is split-conformal on several populations of photographs, and the largest of theirs: what is rare must
 be rare among all of them, so that the faces of one publisher are not flagged for what sets them apart from the
 photographs of another (a Mondrian calibration whose stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic
 Learning in a Random World", 2005, section 4.5). Both channels together are judged by the sum of their scores, in
 deviations of photographs, calibrated in the same way as a whole.
 
-The features of every face that the regression learnt from travel with it, and what the first channel makes of it;
-the pictures do not: so that `lensborn teach` can add a generator without forgetting the others.
+The features of every face that the regressions learnt from travel with them, and what the first channel makes of
+it; the pictures do not: so that `lensborn teach` can add a generator without forgetting the others.
 """
 
 from collections.abc import Mapping
@@ -28,6 +30,10 @@ from lensborn.strangeness import Strangeness
 LEARN, CALIBRATE = 0, 1  # what a remembered face serves for
 PENALTY = 10.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
 HANDICAP = 1.0  # deviations by which a face must be more unlike photographs than like generated ones
+TAUGHT_HANDICAP = (
+    0.5  # likewise, by which it must be more like those of a taught generator than like the others
+)
+CHECKED = 16  # kept scores, about, that are made again when a channel is read
 LEAST_POPULATION = 60  # faces to calibrate on; smaller populations join the largest
 
 Features = npt.NDArray[np.float16]
@@ -41,8 +47,8 @@ class Memory:
 
     `features` (M, D) float16; `unusual` (M,) float32: the first channel's score of the same; `faces` (M,): the
     number of the face, from 0, its rows one after the other; `sets` (M,): index into `names`; `uses` (M,):
-    LEARN or CALIBRATE; `generated` (len(names),): which sets are generated. Raises ValueError where these do
-    not fit each other.
+    LEARN or CALIBRATE; `generated` (len(names),): which sets are generated; `taught` (len(names),): which of them
+    have a regression of their own. Raises ValueError where these do not fit each other.
     """
 
     features: Features
@@ -52,14 +58,18 @@ class Memory:
     uses: npt.NDArray[np.uint8]
     names: tuple[str, ...]
     generated: npt.NDArray[np.bool_]
+    taught: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        rows = len(self.features)
         shapes = {self.unusual.shape, self.faces.shape, self.sets.shape, self.uses.shape}
-        if self.features.ndim != 2 or shapes != {(rows,)}:
+        if self.features.ndim != 2 or shapes != {self.features.shape[:1]}:
             raise ValueError("a memory must have one score, face, set and use for each row of features")
-        if len(self.names) != len(self.generated) or len(set(self.names)) != len(self.names):
+        rows = len(self.features)
+        named = (len(self.names),)
+        if {self.generated.shape, self.taught.shape} != {named} or len(set(self.names)) != len(self.names):
             raise ValueError("the sets of a memory must have different names")
+        if (self.taught & ~self.generated).any():
+            raise ValueError("photographs of a memory cannot have a regression of their own")
         if rows and not (self.sets.min() >= 0 and self.sets.max() < len(self.names)):
             raise ValueError("a memory holds faces of a set that it does not name")
         if not np.isin(self.uses, (LEARN, CALIBRATE)).all():
@@ -81,22 +91,31 @@ class Memory:
             np.zeros(0, np.uint8),
             (),
             np.zeros(0, np.bool_),
+            np.zeros(0, np.bool_),
         )
 
     def add(
-        self, name: str, generated: bool, features: npt.ArrayLike, unusual: npt.ArrayLike, use: int
+        self,
+        name: str,
+        generated: bool,
+        features: npt.ArrayLike,
+        unusual: npt.ArrayLike,
+        use: int,
+        *,
+        taught: bool = False,
     ) -> "Memory":
         """With more faces (N, K, D), each delivered K times, of a new set or a known one.
 
-        `unusual`: (N, K), the first channel's scores of the same.
+        `unusual`: (N, K), the first channel's scores of the same. `taught`: a new generated set gets a regression
+        of its own; a known one stays what it is.
 
         Raises ValueError where the set is known as one of the other class.
         """
-        names, kinds = self.names, self.generated
+        names, kinds, apart = self.names, self.generated, self.taught
         if name in names and kinds[names.index(name)] != generated:
             raise ValueError(f"{name} is known as the other class: give the set another name")
         if name not in names:
-            names, kinds = (*names, name), np.append(kinds, generated)
+            names, kinds, apart = (*names, name), np.append(kinds, generated), np.append(apart, taught)
         more = np.asarray(features, dtype=np.float16)
         n, deliveries, dim = more.shape
         faces = np.repeat(np.arange(n, dtype=np.int32) + self.n_faces, deliveries)
@@ -108,6 +127,7 @@ class Memory:
             np.concatenate([self.uses, np.full(len(faces), use, dtype=np.uint8)]),
             names,
             kinds,
+            apart,
         )
 
     @property
@@ -128,6 +148,12 @@ class Memory:
     def positive(self) -> npt.NDArray[np.bool_]:
         """Which rows (M,) are of generated faces."""
         return np.asarray(self.generated[self.sets])
+
+    def lessons(self) -> list[npt.NDArray[np.bool_]]:
+        """The generated rows (M,) of each regression: all that were not taught, and each set that was."""
+        together = self.positive & ~self.taught[self.sets]
+        each = [self.sets == number for number in np.flatnonzero(self.taught)]
+        return [rows for rows in (together, *each) if rows.any()]
 
     def populations(self) -> dict[str, npt.NDArray[np.bool_]]:
         """The rows (M,) of each population to calibrate on; small ones join the largest, and give it their name."""
@@ -151,29 +177,43 @@ class Memory:
 class KnownHead:
     """From features to score and p-value, with the memory that it was learnt from.
 
-    `weights` (D,) and `bias`: a logistic regression, generated is positive. `strangeness`: of photographs.
-    `scale` (3, 2): origin and unit of either and of the first channel's score, a row each: mean and deviation
-    among photographs, the HANDICAP added to that of strangeness. `platt` (2,): stretch and shift that make the
-    greater of the two, so measured, log odds. Raises ValueError where they do not fit the memory.
+    `weights` (R, D) and `bias` (R,): logistic regressions, generated is positive; see `Memory.lessons`.
+    `strangeness`: of photographs. `scale` (R + 2, 2): origin and unit of each of these and of the first channel's
+    score, a row each: mean and deviation among photographs, a handicap added to all but the first and the last.
+    `platt` (2,): stretch and shift that make the greatest, so measured, log odds. `calibration` (m,): the scores of
+    the m rows of the memory that calibrate, in order, kept since making them takes longer than all else before the
+    first verdict. Raises ValueError where they do not fit the memory.
     """
 
     weights: Floats
-    bias: float
+    bias: Floats
     strangeness: Strangeness
     scale: Floats
     platt: Floats
     memory: Memory
+    calibration: Floats
 
     def __post_init__(self) -> None:
         dim = self.memory.features.shape[1]
-        if self.weights.shape != (dim,) or self.strangeness.centre.shape != (dim,):
+        n = max(len(self.memory.lessons()), 1)  # one at least, which of a blank head says nothing
+        shapes = (self.weights.shape, self.bias.shape, self.strangeness.centre.shape)
+        if shapes != ((n, dim), (n,), (dim,)):
             raise ValueError("the weights of the known channel do not fit its features")
-        if self.scale.shape != (3, 2) or self.platt.shape != (2,):
+        if self.scale.shape != (n + 2, 2) or self.platt.shape != (2,):
             raise ValueError("the known channel's scale or its log odds are malformed")
-        numbers = np.concatenate([self.weights, [self.bias], self.scale.ravel(), self.platt])
+        if self.calibration.shape != (int(self.memory.rows(CALIBRATE).sum()),):
+            raise ValueError("the known channel must have one score for each row that calibrates")
+        numbers = np.concatenate(
+            [self.weights.ravel(), self.bias, self.scale.ravel(), self.platt, self.calibration]
+        )
         if not np.isfinite(numbers).all() or not (self.scale[:, 1] > 0).all() or not self.platt[0] > 0:
-            raise ValueError("the known channel's weights, scale or log odds are out of range")
-        # raises where there is nothing to calibrate on, or a score is not finite
+            raise ValueError("the known channel's weights, scale, log odds or scores are out of range")
+        some = slice(None, None, 1 + len(self.calibration) // CHECKED)
+        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
+            again = self.score(self.memory.features[self.memory.rows(CALIBRATE)][some])
+        if not np.allclose(again, self.calibration[some], rtol=1e-6, atol=1e-6):
+            raise ValueError("the known channel does not give the faces that it remembers the scores it kept")
+        # raises where there is nothing to calibrate on, or a sum of scores is not finite
         _ = self.conformals, self.fused_conformals
 
     @classmethod
@@ -183,11 +223,12 @@ class KnownHead:
         memory = memory.add("nothing", False, np.zeros((1, 1, feature_dim)), np.zeros((1, 1)), CALIBRATE)
         strangeness = Strangeness(np.zeros(feature_dim), np.eye(feature_dim))
         scale, platt = np.array([[0.0, 1.0]] * 3), np.array([1.0, 0.0])
-        return cls(np.zeros(feature_dim), 0.0, strangeness, scale, platt, memory)
+        weights, nothing = np.zeros((1, feature_dim)), np.zeros(1)
+        return cls(weights, nothing, strangeness, scale, platt, memory, nothing)
 
     @classmethod
     def learn(cls, memory: Memory) -> Self:
-        """Fit to a memory: regression and strangeness to what is to be learnt from; measured on photographs that
+        """Fit to a memory: regressions and strangeness to what is to be learnt from; measured on photographs that
         calibrate, and made log odds on all that do (see `platt`), where there are generated faces among that.
 
         ValueError where a class is missing.
@@ -201,26 +242,35 @@ class KnownHead:
             if not mask.any():
                 raise ValueError(f"no {what}: add pictures")
         features = memory.features.astype(np.float64)
-        weights, bias = _logistic(
-            features[learn], positive[learn], balance(memory.sets[learn], positive[learn]), PENALTY
-        )
+        regressions = []
+        for lesson in memory.lessons():
+            if not (learn & lesson).any():
+                raise ValueError("a taught generator has no faces to learn from: add pictures")
+            rows = learn & (~positive | lesson)
+            weighed = balance(memory.sets[rows], positive[rows])
+            regressions.append(_logistic(features[rows], positive[rows], weighed, PENALTY))
+        weights, bias = (np.array(part) for part in zip(*regressions, strict=True))
         strangeness = Strangeness.fit(features[learn & ~positive])
-        rows, labels = features[calibrate], positive[calibrate]
-        signs = _signs(rows, weights, bias, strangeness)
+        labels = positive[calibrate]
+        signs = _signs(features[calibrate], weights, bias, strangeness)
         scores = np.column_stack([signs, memory.unusual[calibrate]])
         balanced = balance(memory.sets[calibrate], labels)
         mean = np.average(scores[~labels], axis=0, weights=balanced[~labels])
         variance = np.average(np.square(scores[~labels] - mean), axis=0, weights=balanced[~labels])
         deviation = np.sqrt(np.maximum(variance, 1e-12))
-        scale = np.stack([mean + (0.0, HANDICAP, 0.0) * deviation, deviation], axis=1)
+        handicaps = np.array([0.0, *[TAUGHT_HANDICAP] * (len(bias) - 1), HANDICAP, 0.0])
+        scale = np.stack([mean + handicaps * deviation, deviation], axis=1)
+        greater = _measured(signs, scale[:-1]).max(axis=1)
         log_odds = (1.0, 0.0)
         if labels.any():
-            log_odds = platt(_measured(signs, scale[:2]).max(axis=1), labels, balanced)
+            log_odds = platt(greater, labels, balanced)
             if log_odds[0] <= 0:
                 raise ValueError(
                     "generated faces kept apart look less so than photographs: add other pictures"
                 )
-        return cls(weights, bias, strangeness, scale, np.array(log_odds), memory)
+        stretch, shift = log_odds
+        kept = greater * stretch + shift
+        return cls(weights, bias, strangeness, scale, np.array(log_odds), memory, kept)
 
     def score(self, features: npt.ArrayLike) -> Floats:
         """Log odds (N,) of features (N, D), at equal numbers of both classes; higher = more like generated."""
@@ -228,16 +278,16 @@ class KnownHead:
         return np.asarray(self.signs(features).max(axis=1) * stretch + shift)
 
     def signs(self, features: npt.ArrayLike) -> Floats:
-        """What speaks for generated faces in features (N, D), in deviations of photographs: like those shown, and
-        unlike photographs, less the HANDICAP; (N, 2)."""
-        return _measured(_signs(features, self.weights, self.bias, self.strangeness), self.scale[:2])
+        """What speaks for generated faces in features (N, D), in deviations of photographs less a handicap: like
+        those of each regression, and unlike photographs; (N, R + 1)."""
+        return _measured(_signs(features, self.weights, self.bias, self.strangeness), self.scale[:-1])
 
     def fused(self, scores: npt.ArrayLike, unusual: npt.ArrayLike) -> Floats:
-        """Both channels' evidence (N,): the greater of the signs behind scores (N,), and the first channel's
+        """Both channels' evidence (N,): the greatest of the signs behind scores (N,), and the first channel's
         scores `unusual` (N,), added in deviations of photographs."""
         stretch, shift = self.platt
         greater = (np.asarray(scores, dtype=np.float64) - shift) / stretch
-        origin, unit = self.scale[2]
+        origin, unit = self.scale[-1]
         return np.asarray(greater + (np.asarray(unusual, dtype=np.float64) - origin) / unit)
 
     def fused_p(self, scores: npt.ArrayLike, unusual: npt.ArrayLike) -> Floats:
@@ -274,11 +324,10 @@ class KnownHead:
 
     @cached_property
     def _scores(self) -> Floats:
-        """Scores (M,) of the rows that calibrate; NaN of the others, which are most of them."""
+        """Scores (M,) of the rows that calibrate; NaN of the others."""
         rows = self.memory.rows(CALIBRATE)
         scores = np.full(len(rows), np.nan)
-        with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
-            scores[rows] = self.score(self.memory.features[rows])
+        scores[rows] = self.calibration
         return scores
 
     def _calibrated(
@@ -293,16 +342,18 @@ class KnownHead:
         """Everything but the names of the sets, for safetensors; `from_arrays` reads it."""
         return {
             "weights": self.weights,
-            "bias": np.array([self.bias]),
+            "bias": self.bias,
             "centre": self.strangeness.centre,
             "whitening": self.strangeness.whitening,
             "scale": self.scale,
             "platt": self.platt,
+            "calibration": self.calibration,
             "features": self.memory.features,
             "unusual": self.memory.unusual,
             "faces": self.memory.faces,
             "sets": self.memory.sets,
             "uses": self.memory.uses,
+            "taught": self.memory.taught,
         }
 
     @classmethod
@@ -311,11 +362,9 @@ class KnownHead:
         for name, kind in _KINDS.items():
             if name not in arrays or arrays[name].dtype != kind:
                 raise ValueError(f"the known channel lacks {name} as {np.dtype(kind)}")
-        if arrays["bias"].shape != (1,):
-            raise ValueError("the bias of the known channel must be one number")
         generated = np.array(list(sets.values()), dtype=np.bool_)
         memory = Memory(
-            **{name: arrays[name] for name in ("features", "unusual", "faces", "sets", "uses")},
+            **{name: arrays[name] for name in ("features", "unusual", "faces", "sets", "uses", "taught")},
             names=tuple(sets),
             generated=generated,
         )
@@ -323,11 +372,12 @@ class KnownHead:
             raise ValueError("the centre of photographs must have one number a feature")
         return cls(
             arrays["weights"],
-            float(arrays["bias"][0]),
+            arrays["bias"],
             Strangeness(arrays["centre"], arrays["whitening"]),
             arrays["scale"],
             arrays["platt"],
             memory,
+            arrays["calibration"],
         )
 
 
@@ -338,11 +388,13 @@ _KINDS: Mapping[str, type] = {
     "whitening": np.float64,
     "scale": np.float64,
     "platt": np.float64,
+    "calibration": np.float64,
     "features": np.float16,
     "unusual": np.float32,
     "faces": np.int32,
     "sets": np.int32,
     "uses": np.uint8,
+    "taught": np.bool_,
 }
 
 
@@ -352,16 +404,17 @@ def _largest_p(populations: Mapping[str, FaceConformal], scores: npt.ArrayLike) 
     return np.asarray(np.max(each, axis=0), dtype=np.float64)
 
 
-def _signs(features: npt.ArrayLike, weights: Floats, bias: float, strangeness: Strangeness) -> Floats:
-    """What speaks for generated faces in features (N, D): like those shown, unlike photographs; (N, 2)."""
+def _signs(features: npt.ArrayLike, weights: Floats, bias: Floats, strangeness: Strangeness) -> Floats:
+    """What speaks for a generated face in features (N, D): like those of each regression, unlike photographs;
+    (N, R + 1)."""
     rows = np.asarray(features, dtype=np.float64)
     # row by row: the last bits of a matrix product depend on the number of rows
-    alike = (rows * weights).sum(axis=1) + bias
-    return np.stack([alike, strangeness.of(rows)], axis=1)
+    alike = [(rows * one).sum(axis=1) + constant for one, constant in zip(weights, bias, strict=True)]
+    return np.stack([*alike, strangeness.of(rows)], axis=1)
 
 
 def _measured(signs: Floats, scale: Floats) -> Floats:
-    """Signs (N, 2), each from its origin and in its unit, a row of `scale` (2, 2) each."""
+    """Signs (N, R + 1), each from its origin and in its unit, a row of `scale` (R + 1, 2) each."""
     return np.asarray((signs - scale[:, 0]) / scale[:, 1])
 
 

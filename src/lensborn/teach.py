@@ -149,10 +149,10 @@ def _study(
         return None
     native = np.ascontiguousarray(pixels[y : y + side, x : x + side])
     rng = np.random.default_rng([seed, int(sha256[:12], 16)])
-    looks = [channel.look.patch_of(pixels, box, scale)]
+    crops = [crop_face(pixels, box, size, scale)]
+    looks = [channel.patches(pixels, [box], scale, crops[0][None])[0]]
     if detail(looks[0]) < channel.look.least_detail:
         return None
-    crops = [crop_face(pixels, box, size, scale)]
     for _ in range(deliveries):
         face = delivered_face(native, channel.look.side, ROUGH, rng)
         looks.append(channel.look.middle(face))
@@ -296,18 +296,23 @@ def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memo
         learn, judge = lesson.halves
         if whole and lesson.generated:
             learn = list(lesson.faces)
-        memory = remembering(memory, lesson.name, lesson.generated, learn, LEARN)
+        memory = remembering(memory, lesson.name, lesson.generated, learn, LEARN, taught=lesson.generated)
         if not lesson.generated:
             memory = remembering(memory, lesson.name, False, judge, CALIBRATE)
     return memory
 
 
-def remembering(memory: Memory, name: str, generated: bool, faces: Sequence[Studied], use: int) -> Memory:
-    """A memory with more faces of a set: to LEARN from, as they are and handed on once; to CALIBRATE, all looks."""
+def remembering(
+    memory: Memory, name: str, generated: bool, faces: Sequence[Studied], use: int, *, taught: bool = False
+) -> Memory:
+    """A memory with more faces of a set: to LEARN from, as they are and handed on once; to CALIBRATE, all looks.
+
+    `taught`: see `Memory.add`.
+    """
     looks = slice(2 if use == LEARN else None)
     features = np.stack([face.features[looks] for face in faces])
     unusual = np.stack([face.unusual[looks] for face in faces])
-    return memory.add(name, generated, features, unusual, use)
+    return memory.add(name, generated, features, unusual, use, taught=taught)
 
 
 def _change(

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lensborn.bench.views import View
 from lensborn.detector import Detector
-from lensborn.faces import crop_square
+from lensborn.faces import crop_face, crop_square
 from lensborn.known import KnownGenerator, Silence
 
 GROUP = "lensborn.detectors"
@@ -121,19 +121,20 @@ class ChannelContestant:
     def observe(self, views: Sequence[View]) -> Floating:
         """The channel's score; fused, the negative logarithm of the smallest alpha that flags the face."""
         scale = self.detector.preprocessing.crop_scale
-        patches = np.stack([self.known.look.patch_of(view.pixels, view.box, scale) for view in views])
+        size = self.detector.encoder.size
+        crops = np.stack([crop_face(view.pixels, view.box, size, scale) for view in views])
+        patches = [
+            self.known.patches(view.pixels, [view.box], scale, crop[None])[0]
+            for view, crop in zip(views, crops, strict=True)
+        ]
         sides = [
             crop_square(view.box, view.pixels.shape[1], view.pixels.shape[0], scale)[2] for view in views
         ]
-        said = self.known.judge(patches, sides)
         if not self.fused:
+            said = self.known.judge(np.stack(patches), sides)
             return np.array([[one.score if isinstance(one, KnownGenerator) else math.nan] for one in said])
-        scores = self.detector.score(np.stack([view.crop(self.detector.encoder.size) for view in views]))
-        p_values = self.detector.conformal.p_values(scores)
-        combined = [
-            math.nan if one is Silence.DAMAGED else self.known.combined_p(score, p, one)  # no verdict
-            for score, p, one in zip(scores.tolist(), p_values.tolist(), said, strict=True)
-        ]
+        evidence = self.detector.weigh(crops, np.stack(patches), sides)
+        combined = [math.nan if one.known is Silence.DAMAGED else one.combined for one in evidence]
         return -np.log(combined)[:, None]
 
     def scores(self, observed: Floating) -> NDArray[np.float64]:

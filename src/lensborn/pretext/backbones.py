@@ -76,11 +76,16 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def maps(self, x: Tensor) -> Tensor:
-        """(N, width, h, w), of which the features are the means."""
+    def trunk(self, x: Tensor) -> Tensor:
+        """What the last stage is given."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        maps: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return maps
+
+    def last(self, maps: Tensor) -> Tensor:
+        """(N, width, h, w), of which the features are the means; `maps`: see trunk."""
+        found: Tensor = self.layer4(maps)
+        return found
 
     def stages(self) -> list[list[nn.Module]]:
         """The blocks of each stage, from the input on."""
@@ -92,7 +97,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return self.maps(x).mean((2, 3))
+        return self.last(self.trunk(x)).mean((2, 3))
 
 
 def _same_convolution(cin: int, cout: int, kernel: int, stride: int, groups: int = 1) -> nn.Module:
@@ -179,10 +184,15 @@ class EfficientNetLite0(nn.Module):
             self._bn1 = nn.BatchNorm2d(self.width, eps=1e-3, momentum=0.01)
         self.act = nn.ReLU6(inplace=True)
 
-    def maps(self, x: Tensor) -> Tensor:
-        """(N, width, h, w), of which the features are the means."""
-        maps: Tensor = self._blocks(self.act(self._bn0(self._conv_stem(self.pad(x)))))
-        return self.act(self._bn1(self._conv_head(maps))) if self.whole else maps
+    def trunk(self, x: Tensor) -> Tensor:
+        """What the last stage is given."""
+        maps: Tensor = self._blocks[: self._ends[-2]](self.act(self._bn0(self._conv_stem(self.pad(x)))))
+        return maps
+
+    def last(self, maps: Tensor) -> Tensor:
+        """(N, width, h, w), of which the features are the means; `maps`: see trunk."""
+        found: Tensor = self._blocks[self._ends[-2] :](maps)
+        return self.act(self._bn1(self._conv_head(found))) if self.whole else found
 
     def stages(self) -> list[list[nn.Module]]:
         """The blocks of each stage, from the input on; the last expansion is none of them."""
@@ -196,7 +206,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return self.maps(x).mean((2, 3))
+        return self.last(self.trunk(x)).mean((2, 3))
 
 
 @dataclass(frozen=True)

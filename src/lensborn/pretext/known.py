@@ -101,20 +101,22 @@ class KnownModel(nn.Module):
 
 
 class Moments(nn.Module):
-    """Patches (N, 3, S, S) in 0..255 to what the channel goes by: the mean and the deviation of each channel of a
-    trained encoder's last maps over the patch, (N, 2 C).
+    """Patches (N, 3, S, S) in 0..255 to what the channel goes by: the mean and the deviation over the patch of each
+    channel of the last maps of K trained encoders, (N, 2 C K).
 
     The deviations say how uneven a face is, which the means alone forget: faces of generators that were not shown
-    lie farther from photographs with them (docs/known.md).
+    lie farther from photographs with them (docs/known.md). The encoders share all but their last stages: see
+    `shared_trunk`.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoders = nn.ModuleList(encoders)
 
     def forward(self, patches: Tensor) -> Tensor:
         """See the class."""
-        return moments(self.encoder.maps(patches))
+        maps = self.encoders[0].trunk(patches)  # type: ignore[operator]
+        return torch.cat([moments(encoder.last(maps)) for encoder in self.encoders], dim=1)  # type: ignore[operator]
 
 
 def photo_examples(crops: Iterable[Crop]) -> dict[Split, list[Example]]:
@@ -352,12 +354,33 @@ def _summary(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
     }
 
 
-def export_known(run: Path) -> Path:
-    """Writes known.xml and known.bin beside the best weights of a run, and returns the first's path.
+def export_known(runs: Sequence[Path]) -> Path:
+    """Writes known.xml and known.bin, and returns the first's path: beside the best weights of one run, or, of
+    several that began from the same weights, in a folder beside the first's.
 
-    Raises RuntimeError when the exported features differ from torch's.
+    Raises ValueError for runs that differ before their last stages, RuntimeError when the exported features differ
+    from torch's.
     """
-    settings = json.loads((run / "settings.json").read_text())
-    model = KnownModel(settings["backbone"])
-    model.load_state_dict(load_file(run / BEST))
-    return save_graph(Moments(model.encoder).eval(), int(settings["patch"]), run / KNOWN_XML)
+    settings = json.loads((runs[0] / "settings.json").read_text())
+    encoders = []
+    for run in runs:
+        model = KnownModel(json.loads((run / "settings.json").read_text())["backbone"])
+        model.load_state_dict(load_file(run / BEST))
+        encoders.append(model.encoder)
+        if not shared_trunk(encoders[0].backbone, model.encoder.backbone):
+            raise ValueError(
+                f"{run} and {runs[0]} differ before their last stages: give runs with the same start"
+            )
+    out = runs[0].with_name("+".join(run.name for run in runs))
+    out.mkdir(exist_ok=True)
+    return save_graph(Moments(encoders).eval(), int(settings["patch"]), out / KNOWN_XML)
+
+
+def shared_trunk(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two backbones are the same, to the bit, up to their last stages."""
+    last = {id(module) for stage in one.last_stage() for module in stage.modules()}  # type: ignore[operator]
+    inside = tuple(f"{name}." for name, module in one.named_modules() if id(module) in last)
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name]) for name, value in mine.items() if not name.startswith(inside)
+    )

@@ -25,10 +25,15 @@ class Encoder(nn.Module):
         self.backbone = spec.build()
         self.projection = nn.Linear(int(self.backbone.width), feature_dim)  # type: ignore[arg-type]
 
-    def maps(self, crops: Tensor) -> Tensor:
-        """The backbone's last maps (N, C, h, w)."""
-        maps: Tensor = self.backbone.maps((crops - self.mean) / self.std)  # type: ignore[operator]
+    def trunk(self, crops: Tensor) -> Tensor:
+        """What the backbone's last stage is given."""
+        maps: Tensor = self.backbone.trunk((crops - self.mean) / self.std)  # type: ignore[operator]
         return maps
+
+    def last(self, maps: Tensor) -> Tensor:
+        """The backbone's last maps (N, C, h, w); `maps`: see trunk."""
+        found: Tensor = self.backbone.last(maps)  # type: ignore[operator]
+        return found
 
     def forward(self, crops: Tensor) -> Tensor:
         """See the class."""
