@@ -43,6 +43,7 @@ MARGIN = 32  # empty border of the close look: YuNet wants to see a face end
 TILE = 1280  # the fine look goes tile by tile, which bounds memory
 SEAM = 128  # tiles overlap by at least this; the wide look sees the faces that are larger
 CELL = 64  # looks are padded to multiples of this: few shapes, each of which OpenVINO prepares once
+HALVED = 8192  # pictures with a longer side than this are shrunk at once, which takes less memory
 OVERLAP = 0.3  # two boxes with more intersection over union than this are one face (as in libfacedetection)
 NESTED = 0.7  # so are two boxes of which one holds this share of the other
 AGREE = 0.6  # candidates with this much in common with the best one are averaged: steadier points
@@ -169,11 +170,11 @@ def _tiles(side: int) -> list[tuple[int, int]]:
 
 def _shrunk(pixels: Pixels, height: int, width: int) -> Pixels:
     """By halves, which take a twentieth of the time, where the sides allow; what is left, by linear interpolation,
-    a fifth of the time of area averaging, where that leaves no pixel out."""
+    a fifth of the time of area averaging, where that leaves no pixel out. A huge picture gets no half beside it."""
     while (full := pixels.shape[:2]) != (height, width):
         half = (full[0] // 2, full[1] // 2)
         even = full == (2 * half[0], 2 * half[1]) and half[0] >= height and half[1] >= width
-        to = half if even else (height, width)
+        to = half if even and max(full) <= HALVED else (height, width)
         near = full[0] < 2 * to[0] and full[1] < 2 * to[1]
         way = cv2.INTER_LINEAR if near else cv2.INTER_AREA
         pixels = np.asarray(cv2.resize(pixels, to[::-1], interpolation=way), dtype=np.uint8)
