@@ -1,13 +1,14 @@
-"""What the benchmarks share: the machine, a clock, and numbers as Markdown."""
+"""What the benchmarks share: the machine, a clock, other settings of the face finder, and numbers as Markdown."""
 
 import contextlib
 import importlib.metadata
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from lensborn import faces
 from lensborn.detector import Detector
 from lensborn.graph import cores
 
@@ -39,6 +40,19 @@ def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def instead(values: Mapping[str, object]) -> Iterator[None]:
+    """Other values in the module of the face finder, for a while."""
+    before = {name: getattr(faces, name) for name in values}
+    for name, value in values.items():
+        setattr(faces, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(faces, name, value)
 
 
 def row(name: str, values: Sequence[float], form: str, unit: str = "") -> tuple[str, str, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from common import instead
 from PIL import Image
 
 from lensborn import defaults, faces
@@ -167,12 +168,11 @@ def print_landmarks(errors: dict[str, list[float]], seed: int) -> None:
 def print_second_faces(finder: FaceFinder, pictures: Sequence[Pixels]) -> None:
     """The first half of the pictures gets small faces of the second half into its corners."""
     large, small = pictures[: len(pictures) // 2], pictures[len(pictures) // 2 :]
-    known_at = faces.GLANCED
     print("\nA small face beside a large one\n\n| picture | face | n | missed | missed by all looks |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     for side in (512, 1024):
         for face_px in (48, 64, 96, 128):
-            missed, n = {known_at: 0, (0, 0): 0}, 0
+            missed, n = {faces.GLANCED: 0, (0, 0): 0}, 0
             for one, other in zip(large, small, strict=False):
                 if not (found := finder.find(other)):
                     continue
@@ -186,11 +186,10 @@ def print_second_faces(finder: FaceFinder, pictures: Sequence[Pixels]) -> None:
                 n += 1
                 corner = np.array([x, 0, *size])
                 for glanced in missed:
-                    faces.GLANCED = glanced
-                    inside = [holds(corner, face.box) for face in finder.find(picture)]
+                    with instead({"GLANCED": glanced}):
+                        inside = [holds(corner, face.box) for face in finder.find(picture)]
                     missed[glanced] += not any(inside)
-                faces.GLANCED = known_at
-            print(f"| {side} px | {face_px} px | {n} | {missed[known_at]} | {missed[0, 0]} |")
+            print(f"| {side} px | {face_px} px | {n} | {missed[faces.GLANCED]} | {missed[0, 0]} |")
 
 
 def holds(area: npt.NDArray[np.int_], box: Sequence[float]) -> bool:

@@ -31,12 +31,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from common import print_table, timed, title
+from common import instead, print_table, timed, title
 from openvino import AsyncInferQueue
 from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score
 
-from lensborn import faces as face_finding
 from lensborn.bundle import SHIPPED
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.pictures import Picture, choose, pictures_of_table
@@ -328,19 +327,6 @@ CHEAPER: dict[str, Mapping[str, object]] = {
 }
 
 
-@contextlib.contextmanager
-def instead(values: Mapping[str, object]) -> Iterator[None]:
-    """Other values in the module of the face finder, for a while."""
-    before = {name: getattr(face_finding, name) for name in values}
-    for name, value in values.items():
-        setattr(face_finding, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(face_finding, name, value)
-
-
 def mosaics(pictures: Sequence[Picture]) -> list[tuple[Picture, Pixels]]:
     """Mosaics, each with a picture that it holds, which stands for the others of its set."""
     alike: dict[tuple[str, int], list[tuple[Picture, Pixels]]] = defaultdict(list)
@@ -369,10 +355,7 @@ def seen_in(
     crops = crop_faces(pixels, boxes, detector.preprocessing.size, scale)
     patches = detector.known.patches(pixels, boxes, scale, crops) if detector.known else [None] * len(found)
     return [
-        (
-            face,
-            Seen(picture, crop, patch, crop_square(face.box, MOSAIC, MOSAIC, scale)[2]),
-        )
+        (face, Seen(picture, crop, patch, crop_square(face.box, MOSAIC, MOSAIC, scale)[2]))
         for face, crop, patch in zip(found, crops, patches, strict=True)
     ]
 

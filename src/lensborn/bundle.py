@@ -42,6 +42,7 @@ KNOWN = "known.safetensors"
 KNOWN_XML, KNOWN_BIN = "known.xml", "known.bin"
 KNOWN_SEEN = "known-seen.txt"
 KNOWN_KEY = "known_generator"  # of bundle.json, where there is such a channel
+BESIDE = "beside"  # in that object: the first channel that it was calibrated with
 
 _DENSITIES: dict[str, type[Mixture] | type[Contrast]] = {"mixture": Mixture, "contrast": Contrast}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, so nothing can point elsewhere
@@ -376,7 +377,7 @@ def _check_known(manifest: Any, files: Mapping[str, Any]) -> None:
             and isinstance(entry.get("generated"), bool)
             for entry in manifest["sets"]
         ),
-        "beside must be a string": isinstance(manifest.get("beside", ""), str),
+        f"{BESIDE} must be a string": isinstance(manifest.get(BESIDE, ""), str),
         f"files must be names in files, {KNOWN_XML} and its .bin among them": {KNOWN_XML, KNOWN_BIN}
         <= {name for name in manifest["files"] if isinstance(name, str)}
         and all(isinstance(name, str) and name in files for name in manifest["files"]),

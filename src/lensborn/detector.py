@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 import lensborn
 from lensborn import defaults
-from lensborn.bundle import CARD, SHIPPED, Bundle, BundleError, KnownPart, read_bundle, write_bundle
+from lensborn.bundle import BESIDE, CARD, SHIPPED, Bundle, BundleError, KnownPart, read_bundle, write_bundle
 from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
 from lensborn.contrast import LEAST, Contrast
 from lensborn.datasets.corpus import split_of
@@ -43,7 +43,6 @@ LARGE_PX = (
 )
 CAMERA_KEYS = ("make", "model", "f_number", "exposure_time_s", "focal_length_mm", "iso")
 HALVES = (("fit", 0.5), ("calibrate", 0.5))
-BESIDE = "beside"  # in the manifest of a known channel: the first channel that it was calibrated with
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -373,7 +372,8 @@ class Detector:
         return replace(part, manifest={BESIDE: self.first_channel, **part.manifest})
 
     def _check_beside(self, channel: KnownChannel) -> None:
-        if channel.part.manifest.get(BESIDE, self.first_channel) != self.first_channel:
+        beside = channel.part.manifest.get(BESIDE)
+        if beside is not None and beside != self.first_channel:
             raise BundleError(
                 "the known channel was calibrated beside another first channel: make it beside this one"
             )

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,10 +257,7 @@ class FaceFinder:
 
     def _candidates(self, several: Iterator[Look], min_confidence: float, pool: Executor | None) -> Floats:
         """Candidates (N, 15) of several looks, in pixels of the whole picture."""
-
-        def seen(look: Look) -> Floats:
-            return self._seen(look, min_confidence)
-
+        seen = partial(self._seen, min_confidence=min_confidence)
         return np.concatenate(list(pool.map(seen, several) if pool else map(seen, several)))
 
     def _seen(self, look: Look, min_confidence: float) -> Floats:

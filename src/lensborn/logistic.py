@@ -30,9 +30,7 @@ from lensborn.strangeness import Strangeness
 LEARN, CALIBRATE = 0, 1  # what a remembered face serves for
 PENALTY = 10.0  # of the logistic regression, on standardised features (scikit-learn's 1 / C)
 HANDICAP = 1.0  # deviations by which a face must be more unlike photographs than like generated ones
-TAUGHT_HANDICAP = (
-    0.5  # likewise, by which it must be more like those of a taught generator than like the others
-)
+TAUGHT_HANDICAP = 0.5  # likewise, more like those of a taught generator than like the others
 CHECKED = 16  # kept scores, about, that are made again when a channel is read
 LEAST_POPULATION = 60  # faces to calibrate on; smaller populations join the largest
 
@@ -201,7 +199,8 @@ class KnownHead:
             raise ValueError("the weights of the known channel do not fit its features")
         if self.scale.shape != (n + 2, 2) or self.platt.shape != (2,):
             raise ValueError("the known channel's scale or its log odds are malformed")
-        if self.calibration.shape != (int(self.memory.rows(CALIBRATE).sum()),):
+        calibrate = np.flatnonzero(self.memory.rows(CALIBRATE))
+        if self.calibration.shape != calibrate.shape:
             raise ValueError("the known channel must have one score for each row that calibrates")
         numbers = np.concatenate(
             [self.weights.ravel(), self.bias, self.scale.ravel(), self.platt, self.calibration]
@@ -210,7 +209,7 @@ class KnownHead:
             raise ValueError("the known channel's weights, scale, log odds or scores are out of range")
         some = slice(None, None, 1 + len(self.calibration) // CHECKED)
         with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
-            again = self.score(self.memory.features[self.memory.rows(CALIBRATE)][some])
+            again = self.score(self.memory.features[calibrate[some]])
         if not np.allclose(again, self.calibration[some], rtol=1e-6, atol=1e-6):
             raise ValueError("the known channel does not give the faces that it remembers the scores it kept")
         # raises where there is nothing to calibrate on, or a sum of scores is not finite
