@@ -344,6 +344,17 @@ def test_crop_of_a_crop_cut_at_whole_pixels_is_the_same() -> None:
     assert np.array_equal(crop_face(pixels, box, 224), again)
 
 
+@given(boxes, st.integers(1, 60), st.integers(1, 20_000))
+def test_a_large_face_resized_in_bands_is_the_same(
+    box: tuple[float, float, float, float], size: int, band: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 170, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faces, "BAND_PX", band)
+        banded = crop_face(pixels, box, size)
+    assert np.array_equal(banded, crop_face(pixels, box, size))
+
+
 @given(boxes)
 def test_crop_face_takes_any_box(box: tuple[float, float, float, float]) -> None:
     pixels = np.full((200, 170, 3), 77, np.uint8)

@@ -86,6 +86,31 @@ def test_webp_gives_what_pillow_gives(tmp_path: Path, mode: str, options: dict[s
     assert np.array_equal(read_photo(path).pixels, wanted)
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_large_progressive_jpeg_gives_what_pillow_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subsampling: int
+) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (67, 45, 3), dtype=np.uint8))
+    path, exif = tmp_path / "photo.jpg", exif_with({}, {0x0112: 6})
+    picture.save(path, quality=80, progressive=True, subsampling=subsampling, exif=exif)
+    with Image.open(path) as image:
+        wanted = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    monkeypatch.setattr(module, "_SPARED_PX", 0)
+    monkeypatch.setattr(module, "_strip", None)  # Pillow's way is not taken
+    assert np.array_equal(read_photo(path).pixels, wanted)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.99])
+def test_a_truncated_large_progressive_jpeg_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: float
+) -> None:
+    path = save(scene(300, 200), tmp_path / "photo.jpg", "JPEG", progressive=True)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    monkeypatch.setattr(module, "_SPARED_PX", 0)
+    with pytest.raises(UnreadableError, match="truncated"):
+        read_photo(path)
+
+
 def test_the_first_picture_of_a_moving_webp_is_read(tmp_path: Path) -> None:
     path, pictures = tmp_path / "photo.webp", [scene(), Image.new("RGB", (48, 32), "blue")]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], lossless=True)

@@ -44,6 +44,7 @@ MARGIN = 32  # empty border of the close look: YuNet wants to see a face end
 TILE = 704  # the fine look goes tile by tile, which bounds memory: the network keeps what its largest input needed
 SEAM = 128  # tiles overlap by at least this; the wide look sees the faces that are larger
 CELL = 64  # looks are padded to multiples of this: few shapes, each of which OpenVINO prepares once
+BAND_PX = 2**22  # of a face that are resized at once: more of one would take a picture's memory again
 HALVED = 8192  # pictures with a longer side than this are shrunk at once, which takes less memory
 OVERLAP = 0.3  # two boxes with more intersection over union than this are one face (as in libfacedetection)
 NESTED = 0.7  # so are two boxes of which one holds this share of the other
@@ -86,11 +87,35 @@ def crop_face(pixels: Pixels, box: Sequence[float], size: int, scale: float = de
     """
     x0, y0, side = crop_square(box, pixels.shape[1], pixels.shape[0], scale)
     left, top = int(x0), int(y0)
-    cut = np.ascontiguousarray(pixels[top : math.ceil(y0 + side), left : math.ceil(x0 + side)])
+    cut = pixels[top : math.ceil(y0 + side), left : math.ceil(x0 + side)]
     height, width = cut.shape[:2]
     x, y = x0 - left, y0 - top
-    within = (x, y, min(x + side, width), min(y + side, height))  # min: rounding
-    return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC, box=within))
+    across, down = (x, min(x + side, width)), (y, min(y + side, height))  # min: rounding
+    rows = max(BAND_PX // width, 1)
+    if rows < height:
+        cut = _narrowed(cut, rows, size, across)
+        across = (0.0, float(size))
+    return _resized(cut, (size, size), across, down)
+
+
+def _narrowed(cut: Pixels, rows: int, size: int, across: tuple[float, float]) -> Pixels:
+    """Its columns `across`, made `size`, so many rows at a time. Pillow holds a picture in a third more memory than
+    it has; as it resizes across first and then down, the result is the same."""
+    narrow = np.empty((len(cut), size, 3), np.uint8)
+    for top in range(0, len(cut), rows):
+        band = cut[top : top + rows]
+        narrow[top : top + rows] = _resized(band, (size, len(band)), across, (0.0, float(len(band))))
+    return narrow
+
+
+def _resized(
+    cut: Pixels, size: tuple[int, int], across: tuple[float, float], down: tuple[float, float]
+) -> Pixels:
+    """The part of a cut between these columns and rows, at a size (width, height); see RESAMPLE."""
+    image = Image.fromarray(np.ascontiguousarray(cut))
+    return np.asarray(
+        image.resize(size, Image.Resampling.BICUBIC, box=(across[0], down[0], across[1], down[1]))
+    )
 
 
 def crop_faces(pixels: Pixels, boxes: Sequence[Sequence[float]], size: int, scale: float) -> Pixels:

@@ -51,6 +51,7 @@ _SUB_IFDS = (0x8769, 0x8825, 0xA005)  # Exif, GPS, interoperability: Pillow read
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _ORIENTATION = 0x0112
 _STRIP_PX = 2**20  # turned to RGB at a time
+_SPARED_PX = 2**24  # progressive JPEGs of more are decoded in the way that takes less memory
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -290,8 +291,8 @@ def _decode(file: BinaryIO, max_pixels: int) -> Photo:
         image = _open(file, name, decoder, max_pixels)
         if name == "JPEG":
             _check_jpeg_end(file)
-        if isinstance(image, WebPImageFile) and not image.is_animated:
-            strip = _still_webp(file)
+        if _is_spared(image):
+            strip = _decoded_by_opencv(file, name)
         else:
             image.load()
             strip = partial(_strip, image, name)
@@ -407,10 +408,19 @@ def _strip(image: Image.Image, name: str, top: int, bottom: int) -> Pixels:
     return np.asarray(_rgb(image if whole else image.crop((0, top, image.width, bottom)), name))
 
 
-def _still_webp(file: BinaryIO) -> Callable[[int, int], Pixels]:
-    """Strips of a WebP that does not move, by OpenCV: Pillow's decoder, made for animations, holds it four times.
-    Both use the same library, and give the same pixels."""
-    import cv2  # noqa: PLC0415 - what reads no WebP need not wait for it
+def _is_spared(image: Image.Image) -> bool:
+    """Whether Pillow's decoder would take too much memory: it holds a WebP, as it may move, four times, and 4 bytes
+    a pixel beside the coefficients of a progressive JPEG."""
+    if isinstance(image, WebPImageFile):
+        return not image.is_animated
+    large = image.width * image.height > _SPARED_PX
+    return isinstance(image, _Jpeg) and image.mode == "RGB" and "progressive" in image.info and large
+
+
+def _decoded_by_opencv(file: BinaryIO, name: str) -> Callable[[int, int], Pixels]:
+    """Strips of a WebP that does not move, or of a JPEG. OpenCV uses the same libraries as Pillow, which give the
+    same pixels."""
+    import cv2  # noqa: PLC0415 - what reads no such picture need not wait for it
 
     file.seek(0)
     coded = np.frombuffer(file.read(), np.uint8)
@@ -418,7 +428,7 @@ def _still_webp(file: BinaryIO) -> Callable[[int, int], Pixels]:
     if pixels is None:
         raise ValueError("not decoded")
     order = (2, 1, 0, 3)[: pixels.shape[2]]
-    return lambda top, bottom: np.asarray(_rgb(Image.fromarray(pixels[top:bottom, :, order]), "WEBP"))
+    return lambda top, bottom: np.asarray(_rgb(Image.fromarray(pixels[top:bottom, :, order]), name))
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
