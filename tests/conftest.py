@@ -16,7 +16,8 @@ from lensborn.detector import Detector
 from lensborn.faces import FaceFinder, crop_face
 from lensborn.features import Encoder, EncoderExport, Preprocessing, read_encoder
 from lensborn.known import KnownChannel, KnownLook
-from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
+from lensborn.known_head import KnownHead
+from lensborn.memory import CALIBRATE, LEARN, Memory
 from lensborn.photo import read_photo
 
 # A busy machine is no bug: time is measured in benchmarks/, not here.
@@ -94,16 +95,19 @@ def tiny_channel(
     """A known channel of random weights, for which generated faces are photographs made coarse."""
     xml = tmp_path_factory.mktemp("known") / KNOWN_XML
     save_tiny_graph(xml, seed=1)
+    detector = Detector.load(tiny_bundle.path)
+    crops = {"photos": example_crops, "coarse": np.stack([coarse(crop) for crop in example_crops])}
+    encoders = (Encoder(xml), detector.encoder)
     features = {
-        "photos": Encoder(xml).encode(example_crops),
-        "coarse": Encoder(xml).encode(np.stack([coarse(crop) for crop in example_crops])),
+        name: np.concatenate([encoder.encode(some) for encoder in encoders], axis=1)
+        for name, some in crops.items()
     }
-    memory, unusual = Memory.empty(TINY_DIM), Detector.load(tiny_bundle.path).score(example_crops)[:, None]
+    memory, unusual = Memory.empty(features["photos"]), detector.score(example_crops)[:, None]
     for name, rows in features.items():
         memory = memory.add(name, name == "coarse", rows[::2, None], unusual[::2], LEARN)
         memory = memory.add(name, name == "coarse", rows[1::2, None], unusual[1::2], CALIBRATE)
     look = KnownLook(2 * TINY.size, TINY.size, least_side=100, least_detail=0.5)
-    part = KnownPart(KnownHead.learn(memory), asdict(look), frozenset({"0123456789abcdef"}))
+    part = KnownPart(KnownHead.learn(memory, TINY_DIM), asdict(look), frozenset({"0123456789abcdef"}))
     return KnownChannel(xml, part)
 
 

@@ -107,9 +107,12 @@ def test_what_is_not_known_is_said(changes):
         score(Setting(**PLAIN, **changes))
 
 
-def card(**auc):
+def card(runs=1, **auc):
     aucs = {name.replace("sd", "sd2.1"): value for name, value in auc.items()}
-    return {"summary": {condition: {**aucs, "alarms ffhq": 0.04} for condition in (PUBLISHED, EQUALISED)}}
+    return {
+        "runs": runs,
+        "summary": {condition: {**aucs, "alarms ffhq": 0.04} for condition in (PUBLISHED, EQUALISED)},
+    }
 
 
 def test_a_row_is_chosen_on_two_generators_and_told_of_the_third():
@@ -118,13 +121,34 @@ def test_a_row_is_chosen_on_two_generators_and_told_of_the_third():
         "b": card(stylegan1=0.4, stylegan2=0.7, sd=0.8),
         "failed": {"error": "singular"},
     }
-    lines = experiment_page.chosen({"01-x": cards})[2:]
-    assert [line.split(" | ")[:4] for line in lines] == [
-        ["| stylegan1", "01-x, b", "0.750", "0.400"],
-        ["| stylegan2", "01-x, b", "0.600", "0.700"],
-        ["| sd2.1", "01-x, a", "0.700", "0.200"],
+    *lines, mean = experiment_page.chosen({"01-x": cards})[2:]
+    assert [line.split(" | ")[:5] for line in lines] == [
+        ["| stylegan1", "all, 2", "01-x, b", "0.750", "0.400"],
+        ["| stylegan2", "all, 2", "01-x, b", "0.600", "0.700"],
+        ["| sd2.1", "all, 2", "01-x, a", "0.700", "0.200"],
     ]
     assert "ffhq 4 %" in lines[0]
+    assert " 0.433 " in mean
+
+
+def test_rows_of_several_seeds_are_chosen_among_themselves_and_the_shipped_kind_is_ranked():
+    stem, name = experiment_page.SHIPPED_KIND.split(", ")
+    cards = {
+        "lucky": card(stylegan1=0.9, stylegan2=0.9, sd=0.9),
+        "steady": card(3, stylegan1=0.8, stylegan2=0.4, sd=0.5),
+        name: card(3, stylegan1=0.6, stylegan2=0.5, sd=0.6),
+    }
+    several = experiment_page.chosen({stem: cards})[-4:-1]
+    assert [line.split(" | ")[2] for line in several] == [
+        f"{stem}, {name}",  # .55 against .45 on the two others
+        f"{stem}, steady",
+        f"{stem}, steady",
+    ]
+    assert [line.split(" | ")[-1] for line in several] == [
+        "1: 0.550, 0.600 |",
+        "2: 0.600, 0.500 |",
+        "2: 0.550, 0.600 |",
+    ]
 
 
 def test_a_row_is_run_again_where_its_setting_or_its_runs_changed(tmp_path):

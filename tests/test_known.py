@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import TINY, coarse
+from conftest import TINY, TINY_DIM, coarse
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +23,10 @@ from lensborn.calibration import Conformal
 from lensborn.cli import app
 from lensborn.detector import Detector, judge
 from lensborn.faces import crop_face
+from lensborn.features import bundle_encoder
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence, detail
+from lensborn.known_head import KnownHead
+from lensborn.memory import LEARN
 from lensborn.photo import read_photo
 
 LEVELS = st.floats(1e-4, 1)
@@ -52,7 +55,8 @@ def test_a_look_out_of_range_is_refused(values: tuple[int, ...]) -> None:
 
 
 def test_what_is_said_of_patches(tiny_channel: KnownChannel, example_crops: npt.NDArray[np.uint8]) -> None:
-    said = tiny_channel.judge(example_crops[:3], [200.0, 99.9, 100.0])
+    first = np.zeros((3, TINY_DIM), np.float32)  # nothing was taught: it does not matter
+    said = tiny_channel.judge(tiny_channel.look_at(example_crops[:3], [200.0, 99.9, 100.0]), first)
     assert said[1] is Silence.TOO_SMALL
     scores = tiny_channel.head.score(tiny_channel.encoder.encode(example_crops[:3]))
     for one, score in ((said[0], scores[0]), (said[2], scores[2])):
@@ -62,14 +66,50 @@ def test_what_is_said_of_patches(tiny_channel: KnownChannel, example_crops: npt.
         assert one.probability == pytest.approx(1 / (1 + np.exp(-score)))
 
 
+def test_each_face_is_judged_by_its_own_features_of_both_channels(
+    tiny_channel: KnownChannel, tiny_bundle: Bundle, example_crops: npt.NDArray[np.uint8]
+) -> None:
+    """Of a taught channel, which goes by those of the first channel, too; the face between is not judged."""
+    rng = np.random.default_rng(0)
+    shown = rng.normal(3, 1, (40, 1, 2 * TINY_DIM))
+    memory = tiny_channel.head.memory.add("new", True, shown, np.zeros((40, 1)), LEARN, taught=True)
+    part = replace(tiny_channel.part, head=KnownHead.learn(memory, TINY_DIM))
+    channel, crops = KnownChannel(tiny_channel.xml, part), example_crops[:3]
+    first = Detector.load(tiny_bundle.path).encoder.encode(crops)
+    said = channel.judge(channel.look_at(crops, [200.0, 99.9, 200.0]), first)
+    wanted = channel.head.score(np.concatenate([channel.encoder.encode(crops), first], axis=1))
+    scores = [one.score if isinstance(one, KnownGenerator) else None for one in said]
+    assert scores == [wanted[0], None, wanted[2]]
+    mixed = np.concatenate([channel.encoder.encode(crops), first[[0, 2, 1]]], axis=1)
+    assert channel.head.score(mixed)[2] != wanted[2]
+
+
+def test_a_channel_that_remembers_other_features_is_refused(
+    known_bundle: Bundle, tiny_channel: KnownChannel
+) -> None:
+    memory = tiny_channel.head.memory
+    few = replace(memory, features=memory.features[:, :-1], grid=memory.grid[:, :-1])
+    part = replace(tiny_channel.part, head=KnownHead.learn(few, TINY_DIM))
+    bundle = read_bundle(known_bundle.path)
+    with pytest.raises(BundleError, match="not those of both networks"):
+        Detector(
+            bundle_encoder(bundle),
+            density=bundle.density,
+            conformal=bundle.conformal,
+            manifest=bundle.manifest,
+            card="",
+            info=Detector.load(known_bundle.path).info,
+            known=KnownChannel(tiny_channel.xml, part),
+        )
+
+
 def test_it_tells_what_it_was_taught(
     tiny_channel: KnownChannel, example_crops: npt.NDArray[np.uint8]
 ) -> None:
-    sides = [200.0] * len(example_crops)
-    photos = tiny_channel.judge(example_crops, sides)
-    others = tiny_channel.judge(np.stack([coarse(crop) for crop in example_crops]), sides)
+    others = np.stack([coarse(crop) for crop in example_crops])
     scores = [
-        np.mean([one.score for one in said if isinstance(one, KnownGenerator)]) for said in (photos, others)
+        tiny_channel.head.score(tiny_channel.encoder.encode(crops)).mean()
+        for crops in (example_crops, others)
     ]
     assert scores[0] < 0 < scores[1]
 
@@ -124,9 +164,9 @@ def test_the_detector_says_both_numbers(
     assert without.known_generator is None
     assert (with_channel.score, with_channel.p_value) == (without.score, without.p_value)
     crop = crop_face(read_photo(picture).pixels, with_channel.box, tiny_channel.look.side, TINY.crop_scale)
-    (expected,) = tiny_channel.judge(tiny_channel.look.middle(crop[None]), [200.0])
-    assert isinstance(expected, KnownGenerator) and with_channel.known_generator is not None
-    assert with_channel.known_generator.score == pytest.approx(expected.score, abs=0.2)  # the box is rounded
+    (expected,) = tiny_channel.head.score(tiny_channel.encoder.encode(tiny_channel.look.middle(crop[None])))
+    assert with_channel.known_generator is not None
+    assert with_channel.known_generator.score == pytest.approx(expected, abs=0.2)  # the box is rounded
     line = Detector.load(known_bundle.path).detect(picture).to_dict()
     assert set(line["faces"][0]["known_generator"]) == {"score", "p_value"}
 
@@ -219,7 +259,9 @@ def test_a_channel_survives_its_bundle(known_bundle: Bundle, tiny_channel: Known
         {"name": "photos", "generated": False, "rows": 240},
         {"name": "coarse", "generated": True, "rows": 240},
     ]
-    np.testing.assert_array_equal(again.head.weights, tiny_channel.head.weights)
+    arrays = again.head.to_arrays()
+    for name, array in tiny_channel.head.to_arrays().items():
+        np.testing.assert_array_equal(arrays[name], array)
 
 
 def change(**values: object) -> Callable[[dict[str, Any]], None]:

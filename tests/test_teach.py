@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coarse
+from conftest import TINY_DIM, coarse
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +19,7 @@ from lensborn.cli import app
 from lensborn.detector import Detector
 from lensborn.faces import FaceFinder, Pixels
 from lensborn.known import KnownChannel
-from lensborn.logistic import CALIBRATE, LEARN
+from lensborn.memory import CALIBRATE, LEARN
 from lensborn.photo import read_photo
 from lensborn.teach import (
     DELIVERIES,
@@ -36,7 +36,7 @@ from lensborn.teach import (
     teach,
 )
 
-D = 8
+D = 2 * TINY_DIM  # features of both channels
 
 
 def studied(number: int, look: int | None = None, shift: float = 0.0) -> Studied:
@@ -284,16 +284,18 @@ def test_each_taught_generator_has_a_regression_and_more_of_it_joins_that(tiny_c
 
     one, _ = teach(tiny_channel, [lesson("new", True, range(40), 3.0)])
     assert taught(one) == {"photos": False, "coarse": False, "new": True}
-    np.testing.assert_array_equal(one.head.weights[:1], tiny_channel.head.weights)
+    shown_before = tiny_channel.head.signs.alike.weights
+    np.testing.assert_array_equal(one.head.signs.alike.weights, shown_before)
     two, _ = teach(one, [lesson("newer", True, range(40, 80), -3.0)])
     assert taught(two) == {**taught(one), "newer": True}
-    np.testing.assert_array_equal(two.head.weights[:2], one.head.weights)
+    np.testing.assert_array_equal(two.head.signs.taught[0].weights, one.head.signs.taught[0].weights)
     more, _ = teach(two, [lesson("new", True, range(80, 120), 3.0)])
     assert taught(more) == taught(two)
-    assert len(more.head.weights) == 3
+    assert len(more.head.signs.taught) == 2
     shown, _ = teach(tiny_channel, [lesson("coarse", True, range(40), 3.0)])
     assert not any(taught(shown).values())
-    assert len(shown.head.weights) == 1
+    assert not shown.head.signs.taught
+    assert not np.array_equal(shown.head.signs.alike.weights, shown_before)
 
 
 def test_pictures_that_are_known_are_not_taught_twice(tiny_channel: KnownChannel) -> None:

@@ -48,8 +48,10 @@ from lensborn.detector import Detector, half_of, read_faces
 from lensborn.faces import FaceFinder, crop_face, crop_square
 from lensborn.features import Encoder
 from lensborn.known import KnownChannel, KnownGenerator, KnownLook, Silence
-from lensborn.logistic import CALIBRATE, HANDICAP, LEARN, KnownHead, Memory
+from lensborn.known_head import KnownHead
+from lensborn.memory import CALIBRATE, LEARN, Memory
 from lensborn.photo import decode_photo, digest_of
+from lensborn.signs import HANDICAP, measured
 from lensborn.teach import LEAST, Lesson, Studied, known_of, remembering, study, teach
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-7"
+NAME = "lensborn-8"
 UNSEEN = "portraits"
 PHOTOS = "photos"
 LEARNT = 400  # photographs of the corpus to learn the head from, and remember, of each of two splits
@@ -68,7 +70,20 @@ HANDICAPS = (0.0, 0.5, 1.0, 1.5)  # of faces unlike photographs, against those l
 BINS = 8  # of a reliability diagram
 #: Modules whose code measured numbers depend on, beside this one and `pretext.known`.
 CODE = (
-    *("contrast", "delivery", "detector", "faces", "features", "known", "logistic", "strangeness", "teach"),
+    *(
+        "contrast",
+        "delivery",
+        "detector",
+        "faces",
+        "features",
+        "known",
+        "known_head",
+        "memory",
+        "normal_scores",
+        "signs",
+        "strangeness",
+        "teach",
+    ),
     "pretext.model",
 )
 DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
@@ -88,7 +103,7 @@ class Look:
     fused: float  # both channels' evidence, see `KnownHead.fused`; NaN where the known one says nothing
     combined: float  # the smallest alpha at which the face is flagged; NaN where it never is
     traits: Floats
-    signs: Floats  # (2,), see `KnownHead.signs`; NaN where the channel says nothing
+    signs: Floats  # (2,), see `signs.measured`; NaN where the channel says nothing
 
     @property
     def damaged(self) -> bool:
@@ -211,15 +226,14 @@ def with_channel(
         "training": {**told, "seeds": [settings["seed"] for settings in each]},
     }
     xml = export_known(runs)
-    feature_dim = Encoder(xml).feature_dim
-    looking = base.with_known(KnownChannel(xml, KnownPart(KnownHead.blank(feature_dim), manifest)))
-    memory = Memory.empty(feature_dim)
+    dim = Encoder(xml).feature_dim
+    looking = base.with_known(KnownChannel(xml, KnownPart(KnownHead.blank(dim), manifest)))
+    studied: list[tuple[str, bool, list[Studied], int]] = []
     seen: list[Path] = []
 
     def remember(name: str, generated: bool, paths: Sequence[Path], use: int) -> None:
-        nonlocal memory
         found = track(study(paths, looking), name, total=len(paths))
-        memory = remembering(memory, name, generated, [face for face in found if face is not None], use)
+        studied.append((name, generated, [face for face in found if face is not None], use))
 
     # Of the first, the network has learnt each face: the head needs others, too.
     for split in ("train", "validate"):
@@ -238,7 +252,12 @@ def with_channel(
         remember(name, generated, calibrate, CALIBRATE)
         seen += mine["train"] + calibrate
     prefixes = frozenset(digest_of(path)[:16] for path in seen)
-    channel = KnownChannel(xml, KnownPart(KnownHead.learn(memory), manifest, prefixes))
+    memory = Memory.empty(
+        np.stack([face.plain for _, generated, faces, _ in studied for face in faces if not generated])
+    )
+    for name, generated, faces, use in studied:
+        memory = remembering(memory, name, generated, faces, use)
+    channel = KnownChannel(xml, KnownPart(KnownHead.learn(memory, dim), manifest, prefixes))
     return base.with_known(channel, name=" ".join(["without", *leave_out]))
 
 
@@ -268,7 +287,8 @@ def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -
             known = found.known if isinstance(found.known, KnownGenerator) else None
             signs, fused = np.full(2, np.nan), np.nan
             if known:
-                signs = channel.head.signs(channel.encoder.encode(patch))[0]
+                seen = channel.look_at(patch, side).features
+                signs = measured(channel.head.signs.known(seen), channel.head.scale.levels)[0]
                 fused = float(channel.head.fused([known.score], [found.score])[0])
             combined = np.nan if found.known is Silence.DAMAGED else found.combined
             traits = delivery_traits(patch, side)[0]
@@ -766,7 +786,7 @@ def card(part: KnownPart, rows: Sequence[Row]) -> str:
         name for name, generated in zip(memory.names, memory.generated, strict=True) if generated
     )
     populations = ", ".join(
-        f"{name} ({(mask & memory.first).sum()})" for name, mask in memory.populations().items()
+        f"{name} ({memory.first[rows].sum()})" for name, rows in memory.populations().items()
     )
     return f"""
 Everything above is about the first channel, which never saw a generated picture; its files are the same with this

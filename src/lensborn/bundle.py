@@ -24,13 +24,13 @@ from safetensors.numpy import save as save_arrays
 from lensborn.calibration import Conformal
 from lensborn.contrast import Contrast
 from lensborn.density import Density, Mixture
-from lensborn.logistic import KnownHead
+from lensborn.known_head import KnownHead
 
 FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILES = 32
-SHIPPED = Path(__file__).parent / "models" / "lensborn-7"
+SHIPPED = Path(__file__).parent / "models" / "lensborn-8"
 
 MANIFEST = "bundle.json"
 DENSITY = "density.safetensors"

@@ -34,7 +34,7 @@ from lensborn.density import Density, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_faces, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores, threads
-from lensborn.known import ALONE, KnownChannel, KnownGenerator, Silence
+from lensborn.known import ALONE, KnownChannel, KnownGenerator, Seen, Silence
 from lensborn.photo import Photo, UnreadableError, decode_photo, photo_pixels, read_photo
 
 READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
@@ -212,6 +212,12 @@ class Detector:
         self.known = known
         if known is not None:
             self._check_beside(known)
+            remembered = known.head.memory.features.shape[1]
+            if remembered != known.head.dim + self.encoder.feature_dim:
+                raise BundleError(
+                    f"the known channel remembers {remembered} features, not those of both networks: get an "
+                    "untouched copy of the bundle"
+                )
         # Its threads start with the first picture that is alone, and end with the detector. What they are given
         # never waits for them in turn, so that they can't wait for each other.
         self._pool = ThreadPoolExecutor(cores(), "lensborn")
@@ -414,10 +420,7 @@ class Detector:
 
         Raises ValueError for another shape or type.
         """
-        scores = self.density.score(self.encoder.encode(crops))
-        if not np.isfinite(scores).all():
-            raise ArithmeticError("the model gave a score that is not a finite number")
-        return scores
+        return self.score_features(self.encoder.encode(crops))
 
     def weigh(
         self,
@@ -434,15 +437,26 @@ class Detector:
         """
         known = self.known
 
-        def heard() -> Sequence[KnownGenerator | Silence | None]:
-            return [None] * len(crops) if known is None or patches is None else known.judge(patches, sides)
+        def seen() -> Seen | None:
+            return None if known is None or patches is None else known.look_at(patches, sides)
 
-        scores, said = both(lambda: self.score(crops), heard, pool)
+        features, look = both(lambda: self.encoder.encode(crops), seen, pool)
+        said: Sequence[KnownGenerator | Silence | None] = [None] * len(crops)
+        if known is not None and look is not None:
+            said = known.judge(look, features)
+        scores = self.score_features(features)
         p_values = self.conformal.p_values(scores)
         return [
             Evidence(score, p, one, p if known is None or one is None else known.combined_p(score, p, one))
             for score, p, one in zip(scores.tolist(), p_values.tolist(), said, strict=True)
         ]
+
+    def score_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Anomaly scores (N,) of what the encoder makes of face crops, (N, D)."""
+        scores = self.density.score(features)
+        if not np.isfinite(scores).all():
+            raise ArithmeticError("the model gave a score that is not a finite number")
+        return scores
 
     @cached_property
     def _finder(self) -> FaceFinder:

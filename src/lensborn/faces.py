@@ -99,8 +99,8 @@ def crop_face(pixels: Pixels, box: Sequence[float], size: int, scale: float = de
 
 
 def _narrowed(cut: Pixels, rows: int, size: int, across: tuple[float, float]) -> Pixels:
-    """Its columns `across`, made `size`, so many rows at a time. Pillow holds a picture in a third more memory than
-    it has; as it resizes across first and then down, the result is the same."""
+    """The columns `across` of a cut, made `size`, so many rows at a time. Pillow holds a picture in a third more
+    memory than it has; as it resizes across first and then down, the result is the same."""
     narrow = np.empty((len(cut), size, 3), np.uint8)
     for top in range(0, len(cut), rows):
         band = cut[top : top + rows]

@@ -1,7 +1,7 @@
 """The known channel: what generators look like that were seen in training. A number of its own, beside the first.
 
 A patch from the middle of the face goes through an encoder that learnt photographs against generated faces
-(`pretext.known`); `logistic.KnownHead` scores its features.
+(`pretext.known`); `known_head.KnownHead` scores its features.
 """
 
 import math
@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from lensborn.bundle import KNOWN_BIN, KNOWN_XML, Bundle, BundleError, KnownPart
 from lensborn.faces import Pixels, crop_faces
 from lensborn.features import Encoder
+
+Features = npt.NDArray[np.float32]
 
 ALONE = 0.2  # of alpha where this channel is silent: few photographs are so small, and they may look unusual
 
@@ -74,6 +78,13 @@ class Silence(Enum):
     DAMAGED = "damaged"
 
 
+class Seen(NamedTuple):
+    """What the channel sees of N faces: why nothing, or None, of each, and the features (n, D) of the others."""
+
+    silences: Sequence[Silence | None]
+    features: Features
+
+
 class KnownChannel:
     """The channel of a bundle at work. Threads may share it."""
 
@@ -86,7 +97,7 @@ class KnownChannel:
             raise BundleError(f"{error}: get an untouched copy of the bundle") from error
         self.xml, self.part, self.head = xml, part, part.head
         self.encoder = Encoder(xml)
-        declared = (self.look.patch, self.head.weights.shape[1])
+        declared = (self.look.patch, self.head.dim)
         if (self.encoder.size, self.encoder.feature_dim) != declared:
             raise BundleError(
                 f"the known channel's graph has not the declared patch and feature size {declared}: get an "
@@ -114,15 +125,19 @@ class KnownChannel:
             crops = crop_faces(pixels, boxes, self.look.side, scale)
         return self.look.middle(crops)
 
-    def judge(self, patches: Pixels, sides: Sequence[float]) -> list[KnownGenerator | Silence]:
-        """What is said of each patch (N, P, P, 3), whose crops have `sides` in the picture, px."""
+    def look_at(self, patches: Pixels, sides: Sequence[float]) -> Seen:
+        """What is seen of faces in patches (N, P, P, 3), whose crops have `sides` in the picture, px."""
         silences = [self._silence(patch, side) for patch, side in zip(patches, sides, strict=True)]
-        spoken_of = np.array([silence is None for silence in silences], dtype=bool)
-        scores = self.head.score(self.encoder.encode(patches[spoken_of]))
+        return Seen(silences, self.encoder.encode(patches[[silence is None for silence in silences]]))
+
+    def judge(self, seen: Seen, first: Features) -> list[KnownGenerator | Silence]:
+        """What is said of each face that was looked at. `first`: the features (N, F) that the first channel has."""
+        spoken_of = [silence is None for silence in seen.silences]
+        scores = self.head.score(np.concatenate([seen.features, first[spoken_of]], axis=1))
         if not np.isfinite(scores).all():
             raise ArithmeticError("the known channel gave a score that is not a finite number")
         said = map(KnownGenerator, scores.tolist(), self.head.p_values(scores).tolist())
-        return [silence or next(said) for silence in silences]
+        return [silence or next(said) for silence in seen.silences]
 
     def combined_p(self, score: float, p_value: float, said: KnownGenerator | Silence) -> float:
         """The smallest alpha at which a face is flagged, in (0, 1]: one p-value of both channels together.

@@ -419,7 +419,7 @@ def _is_spared(image: Image.Image) -> bool:
 
 def _decoded_by_opencv(file: BinaryIO, name: str) -> Callable[[int, int], Pixels]:
     """Strips of a WebP that does not move, or of a JPEG. OpenCV uses the same libraries as Pillow, which give the
-    same pixels."""
+    same pixels; of what is damaged, they may complain on stderr."""
     import cv2  # noqa: PLC0415 - what reads no such picture need not wait for it
 
     file.seek(0)

@@ -8,6 +8,7 @@ large-dimensional covariance matrices" (2004).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -18,11 +19,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Strangeness:
-    """`centre` (D,): the mean of photographs. `whitening` (D, D): makes their deviations from it uncorrelated, of
-    variance one. Raises ValueError for other shapes and for what is not finite."""
+    """`centre` (D,): the mean of photographs. `whitening` (D, D), float32 as a file of half the size: makes their
+    deviations from it uncorrelated, of variance one. Raises ValueError for other shapes and for what is not
+    finite."""
 
     centre: Floats
-    whitening: Floats
+    whitening: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
         (dim,) = self.centre.shape
@@ -40,12 +42,16 @@ class Strangeness:
         centre, deviation = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)
         covariance = LedoitWolf(assume_centered=True).fit((rows - centre) / deviation).covariance_
         variances, axes = np.linalg.eigh(covariance)
-        return cls(centre, (axes / np.sqrt(variances)).T / deviation)
+        return cls(centre, ((axes / np.sqrt(variances)).T / deviation).astype(np.float32))
 
     def of(self, features: npt.ArrayLike) -> Floats:
         """The cube root of the squared distance (N,) of features (N, D): of photographs nearly normal, were they
         normal (Wilson and Hilferty, 1931)."""
         rows = np.asarray(features, dtype=np.float64) - self.centre
         # row by row: the last bits of a matrix product depend on the number of rows
-        squares = [np.square(self.whitening @ row).sum() for row in rows]
+        squares = [np.square(self._whitening @ row).sum() for row in rows]
         return np.cbrt(np.array(squares, dtype=np.float64))
+
+    @cached_property
+    def _whitening(self) -> Floats:
+        return self.whitening.astype(np.float64)

@@ -1,7 +1,7 @@
 """Teaching the known channel new generators from a user's own pictures: features, checks, head, before and after.
 
-The encoder stays as it is; the head is learnt again from the features that the bundle remembers and the new ones.
-Half of the new pictures, chosen by hash, measure what that brings; the head that is written learns from all.
+The encoders stay as they are; the head is learnt again from the features that the bundle remembers and the new
+ones. Half of the new pictures, chosen by hash, measure what that brings; the head that is written learns from all.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ from lensborn.delivery import ROUGH, delivered_face, resized
 from lensborn.detector import Detector, in_order
 from lensborn.faces import FaceFinder, Pixels, crop_face, crop_square
 from lensborn.known import KnownChannel, detail
-from lensborn.logistic import CALIBRATE, LEARN, KnownHead, Memory
+from lensborn.known_head import KnownHead
+from lensborn.memory import CALIBRATE, LEARN, Memory
 from lensborn.photo import UnreadableError, decode_photo, open_regular
 
 DELIVERIES = 2  # of each face, beside the picture as it is: what a site does to it must not matter
@@ -46,9 +47,9 @@ class LessonError(ValueError):
 class Studied:
     """The largest face of a picture, as it is and after K rough handlings.
 
-    `features` (1 + K, D): of the known channel; `unusual` (1 + K,): scores of the first. `sha256`: of the file.
-    `container`: what its format gives away. `look`: 64 bits that near-duplicates share, but for a few. `thumbnail`
-    (T,): see `thumbnail_of`.
+    `features` (1 + K, D + F): of the known channel's network and of the first's; `unusual` (1 + K,): scores of the
+    first. `sha256`: of the file. `container`: what its format gives away. `look`: 64 bits that near-duplicates
+    share, but for a few. `thumbnail` (T,): see `thumbnail_of`.
     """
 
     path: Path
@@ -61,7 +62,7 @@ class Studied:
 
     @property
     def plain(self) -> npt.NDArray[np.float32]:
-        """Features (D,) of the face as it is."""
+        """Features (D + F,) of the face as it is."""
         return np.asarray(self.features[0])
 
 
@@ -157,14 +158,15 @@ def _study(
         face = delivered_face(native, channel.look.side, ROUGH, rng)
         looks.append(channel.look.middle(face))
         crops.append(resized(face, size))
+    first = detector.encoder.encode(np.stack(crops))
     return Studied(
         path=path,
         sha256=sha256,
         container=read_container(data, pixels.shape[1], pixels.shape[0]),
         look=difference_hash(native),
         thumbnail=thumbnail_of(native),
-        features=channel.encoder.encode(np.stack(looks)),
-        unusual=detector.score(np.stack(crops)),
+        features=np.concatenate([channel.encoder.encode(np.stack(looks)), first], axis=1),
+        unusual=detector.score_features(first),
     )
 
 
@@ -253,22 +255,22 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     """
     memory = channel.head.memory
     check(lessons, memory, channel.part.seen)
-    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False))
+    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False), channel.head.dim)
     judged = {lesson.name: np.stack([face.plain for face in lesson.halves[1]]) for lesson in lessons}
     own = [judged[lesson.name] for lesson in lessons if not lesson.generated]
     # as they are; no head learns from them
-    remembered = memory.features[memory.rows(CALIBRATE) & ~memory.positive & memory.first]
+    remembered = memory.values(memory.rows(CALIBRATE) & ~memory.positive & memory.first)
     real = np.concatenate([remembered, *own])
     changes = [
         _change(lesson.name, True, judged[lesson.name], real, heads) for lesson in lessons if lesson.generated
     ]
     changes += [
-        _change(name, False, memory.features[memory.first & (memory.sets == number)], remembered, heads)
+        _change(name, False, memory.values(memory.first & (memory.sets == number)), remembered, heads)
         for number, name in enumerate(memory.names)
         if memory.generated[number] and name not in judged
     ]
     seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
-    head = KnownHead.learn(_extended(memory, lessons, whole=True))
+    head = KnownHead.learn(_extended(memory, lessons, whole=True), channel.head.dim)
     return KnownChannel(channel.xml, replace(channel.part, head=head, seen=seen)), changes
 
 

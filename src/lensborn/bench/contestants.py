@@ -130,10 +130,10 @@ class ChannelContestant:
         sides = [
             crop_square(view.box, view.pixels.shape[1], view.pixels.shape[0], scale)[2] for view in views
         ]
-        if not self.fused:
-            said = self.known.judge(np.stack(patches), sides)
-            return np.array([[one.score if isinstance(one, KnownGenerator) else math.nan] for one in said])
         evidence = self.detector.weigh(crops, np.stack(patches), sides)
+        if not self.fused:
+            said = [one.known for one in evidence]
+            return np.array([[one.score if isinstance(one, KnownGenerator) else math.nan] for one in said])
         combined = [math.nan if one.known is Silence.DAMAGED else one.combined for one in evidence]
         return -np.log(combined)[:, None]
 
