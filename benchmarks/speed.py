@@ -238,13 +238,15 @@ def parts(detector: Detector, files: Sequence[Path]) -> Iterator[tuple[str, str,
         faces = clocked("find the face", lambda photo=photo: finder.find(photo.pixels))
         box = faces[0].box
         crop = clocked("crop", lambda p=photo, b=box: crop_face(p.pixels, b, detector.encoder.size, scale))
-        clocked("first network and its score", lambda crop=crop: detector.score(crop[None]))
+        features = clocked("first network", lambda crop=crop: detector.encoder.encode(crop[None]))
+        clocked("its score", lambda features=features: detector.score_features(features))
         if known is not None:
             side = crop_square(box, photo.width, photo.height, scale)[2]
             patches = clocked(
                 "patch", lambda p=photo, b=box, c=crop: known.patches(p.pixels, [b], scale, c[None])
             )
-            clocked("known channel and its score", lambda p=patches, s=side: known.judge(p, [s]))
+            look = clocked("known channel", lambda p=patches, s=side: known.look_at(p, [s]))
+            clocked("its score and p-value", lambda look=look, first=features: known.judge(look, first))
     whole = timed(lambda: [detector.detect(path, alone=False) for path in files])
     for name, value in seconds.items():
         yield name, f"{1000 * value / len(files):.2f}", f"{100 * value / whole:.0f} %"

@@ -5,7 +5,6 @@ result then depends neither on what stood beside an input nor on the number of t
 many inputs at a time as there are cores.
 """
 
-import math
 import os
 import threading
 from functools import cache
@@ -23,7 +22,7 @@ def cores() -> int:
 
 def threads() -> int:
     """Number of pictures at a time that keeps the cores busy: each waits now and then, for a network or a file."""
-    return math.ceil(1.5 * cores())
+    return 2 * cores()
 
 
 _STARTING = threading.Lock()
