@@ -2,8 +2,8 @@
 
 The pictures do not travel with a bundle, but the features of every face do, and what the first channel makes of it,
 so that `lensborn teach` can add a generator without forgetting the others. Features are kept in steps of a
-sixteenth of a deviation (`Memory.grid`), which takes a byte for each and moves no score by as much as another
-delivery.
+sixteenth of a deviation (`Memory.grid`), which takes a byte for each; it moves scores by .04, another delivery by
+.7.
 """
 
 from dataclasses import dataclass, replace
