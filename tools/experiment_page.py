@@ -85,33 +85,33 @@ def chosen(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:
         rows = {
             name: card["summary"][EQUALISED] for name, card in cards.items() if card.get("runs", 1) >= seeds
         }
-        if not rows:
-            continue
-        found = [_choice(rows, third) for third in GENERATORS]
-        for third, (best, means) in zip(GENERATORS, found, strict=True):
-            alarms = ", ".join(
-                f"{key.removeprefix(ALARMS)} {100 * value:.0f} %"
-                for key, value in rows[best].items()
-                if key.startswith(ALARMS)
-            )
-            shipped = "-"
-            if SHIPPED_KIND in rows:
-                rank = 1 + sum(mean > means[SHIPPED_KIND] for mean in means.values())
-                shipped = f"{rank}: {means[SHIPPED_KIND]:.3f}, {rows[SHIPPED_KIND][third]:.3f}"
-            lines.append(
-                f"| {third} | {among}, {len(rows)} | {escaped(best)} | {means[best]:.3f} | {rows[best][third]:.3f} "
-                f"| {alarms} | {shipped} |"
-            )
-        left_out = [rows[best][third] for third, (best, _) in zip(GENERATORS, found, strict=True)]
-        lines.append(f"| mean | {among}, {len(rows)} | | | {np.mean(left_out):.3f} | | |")
+        if rows:
+            lines += _choices(f"{among}, {len(rows)}", rows)
     return lines
 
 
-def _choice(rows: Mapping[str, Mapping[str, float]], third: str) -> tuple[str, dict[str, float]]:
-    """The row that is best on all generators but the third, and the mean AUC of each row there."""
-    others = [name for name in GENERATORS if name != third]
-    means = {name: float(np.mean([row[other] for other in others])) for name, row in rows.items()}
-    return max(means, key=lambda name: means[name]), means
+def _choices(among: str, rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A line for each generator left out, and one for their mean."""
+    lines, left_out = [], []
+    for third in GENERATORS:
+        others = [name for name in GENERATORS if name != third]
+        means = {name: float(np.mean([row[other] for other in others])) for name, row in rows.items()}
+        best = max(means, key=lambda name: means[name])
+        alarms = ", ".join(
+            f"{key.removeprefix(ALARMS)} {100 * value:.0f} %"
+            for key, value in rows[best].items()
+            if key.startswith(ALARMS)
+        )
+        shipped = "-"
+        if SHIPPED_KIND in rows:
+            rank = 1 + sum(mean > means[SHIPPED_KIND] for mean in means.values())
+            shipped = f"{rank}: {means[SHIPPED_KIND]:.3f}, {rows[SHIPPED_KIND][third]:.3f}"
+        left_out.append(rows[best][third])
+        lines.append(
+            f"| {third} | {among} | {escaped(best)} | {means[best]:.3f} | {left_out[-1]:.3f} "
+            f"| {alarms} | {shipped} |"
+        )
+    return [*lines, f"| mean | {among} | | | {np.mean(left_out):.3f} | | |"]
 
 
 def reached(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:

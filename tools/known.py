@@ -70,21 +70,8 @@ HANDICAPS = (0.0, 0.5, 1.0, 1.5)  # of faces unlike photographs, against those l
 BINS = 8  # of a reliability diagram
 #: Modules whose code measured numbers depend on, beside this one and `pretext.known`.
 CODE = (
-    *(
-        "contrast",
-        "delivery",
-        "detector",
-        "faces",
-        "features",
-        "known",
-        "known_head",
-        "memory",
-        "normal_scores",
-        "signs",
-        "strangeness",
-        "teach",
-    ),
-    "pretext.model",
+    *("contrast", "delivery", "detector", "faces", "features", "known", "known_head", "memory"),
+    *("normal_scores", "signs", "strangeness", "teach", "pretext.model"),
 )
 DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
 
@@ -227,7 +214,9 @@ def with_channel(
     }
     xml = export_known(runs)
     dim = Encoder(xml).feature_dim
-    looking = base.with_known(KnownChannel(xml, KnownPart(KnownHead.blank(dim), manifest)))
+    looking = base.with_known(
+        KnownChannel(xml, KnownPart(KnownHead.blank(dim, base.encoder.feature_dim), manifest))
+    )
     studied: list[tuple[str, bool, list[Studied], int]] = []
     seen: list[Path] = []
 

@@ -212,12 +212,6 @@ class Detector:
         self.known = known
         if known is not None:
             self._check_beside(known)
-            remembered = known.head.memory.features.shape[1]
-            if remembered != known.head.dim + self.encoder.feature_dim:
-                raise BundleError(
-                    f"the known channel remembers {remembered} features, not those of both networks: get an "
-                    "untouched copy of the bundle"
-                )
         # Its threads start with the first picture that is alone, and end with the detector. What they are given
         # never waits for them in turn, so that they can't wait for each other.
         self._pool = ThreadPoolExecutor(cores(), "lensborn")
@@ -336,7 +330,8 @@ class Detector:
         """The same detector with another known channel, unsaved; its first channel is the same, to the bit.
 
         The memory of the channel must hold what this first channel says of the faces in it (`teach.study`): the two
-        are calibrated together. Raises BundleError for a channel out of a bundle with another first channel.
+        are calibrated together. Raises BundleError for a channel out of a bundle with another first channel, or one
+        that remembers other features than both networks give.
         """
         self._check_beside(channel)
         other = copy(self)
@@ -382,6 +377,12 @@ class Detector:
         if beside is not None and beside != self.first_channel:
             raise BundleError(
                 "the known channel was calibrated beside another first channel: make it beside this one"
+            )
+        remembered = channel.head.memory.features.shape[1]
+        if remembered != channel.head.dim + self.encoder.feature_dim:
+            raise BundleError(
+                f"the known channel remembers {remembered} features, not those of both networks: get an "
+                "untouched copy of the bundle"
             )
 
     @property

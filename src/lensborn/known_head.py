@@ -71,11 +71,14 @@ class KnownHead:
         return self.signs.dim
 
     @classmethod
-    def blank(cls, dim: int) -> Self:
-        """A head that tells nothing apart, for a channel that is to look before it has learnt."""
-        nothing = np.zeros((1, dim))
-        memory = Memory.empty(nothing).add("nothing", False, nothing[None], [[0.0]], CALIBRATE)
-        signs = Signs(Regression(nothing[0], 0.0), Strangeness(nothing[0], np.eye(dim, dtype=np.float32)), ())
+    def blank(cls, dim: int, first_dim: int) -> Self:
+        """A head that tells nothing apart, for a channel that is to look before it has learnt.
+
+        `dim`, `first_dim`: how many features its network gives, and the first channel's.
+        """
+        face, nothing = np.zeros((1, dim + first_dim)), np.zeros(dim)
+        memory = Memory.empty(face).add("nothing", False, face[None], [[0.0]], CALIBRATE)
+        signs = Signs(Regression(nothing, 0.0), Strangeness(nothing, np.eye(dim, dtype=np.float32)), ())
         return cls(signs, Scale.blank(), np.array([1.0, 0.0]), memory, np.zeros(1))
 
     @classmethod

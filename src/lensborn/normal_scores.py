@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 KNOTS = np.linspace(-3, 3, 25)
 _SHARES = [NormalDist().cdf(knot) for knot in KNOTS.tolist()]
-_RISE = (
-    1e-6  # of levels from knot to knot, at least, of the largest number or of 1: where photographs tie, too
-)
+#: Least rise of levels for each 1 of a score, as a share of the largest number or of 1: photographs may tie.
+_RISE = 1e-6
 
 Floats = npt.NDArray[np.float64]
 
