@@ -95,6 +95,8 @@ def test_a_generator_is_learnt_from_folders(known_bundle: Bundle, pictures: Path
     assert status == 0, text
     assert "| new | taught |" in text
     assert "| coarse | known before |" in text
+    assert f"| {OWN} |" in text
+    assert "give 120 or more" in text  # forty photographs are no population
     bundle = read_bundle(out)
     for name, digest in read_bundle(known_bundle.path).manifest["files"].items():
         if not name.startswith("known") and name != "CARD.md":
@@ -256,7 +258,7 @@ def test_near_duplicates_stay_in_one_half() -> None:
 
 def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> None:
     lessons = [lesson("new", True, range(60), 3.0), lesson(OWN, False, range(100, 160), -3.0)]
-    channel, changes = teach(tiny_channel, lessons)
+    channel, report = teach(tiny_channel, lessons)
     before, after = tiny_channel.head.memory, channel.head.memory
     rows = len(before.features)
     np.testing.assert_array_equal(after.features[:rows], before.features)  # what was known is remembered
@@ -265,7 +267,7 @@ def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> N
     assert (after.uses[new] == LEARN).all()
     assert new.sum() == 2 * 60  # all of them, in the head that is written
     assert 0 < (own & (after.uses == CALIBRATE)).sum() < 3 * 60
-    by_name = {change.generator: change for change in changes}
+    by_name = {change.generator: change for change in report.changes}
     assert by_name["new"].new and not by_name["coarse"].new
     assert by_name["new"].after.value > 0.99
     assert by_name["new"].faces == len(lessons[0].halves[1])
@@ -307,8 +309,15 @@ def test_pictures_that_are_known_are_not_taught_twice(tiny_channel: KnownChannel
 def test_photographs_alone_can_be_taught(tiny_channel: KnownChannel) -> None:
     """Those of the user's own platform become a population to calibrate on."""
     own = lesson(OWN, False, range(200), 1.0)
-    channel, changes = teach(tiny_channel, [own])
-    assert [change.generator for change in changes] == ["coarse"]
+    channel, report = teach(tiny_channel, [own])
+    assert [change.generator for change in report.changes] == ["coarse"]
+    (alarms,) = report.alarms
+    head, features = tiny_channel.head, np.stack([face.plain for face in own.faces])
+    scores = head.score(features)
+    assert alarms.known.value == np.mean(scores > head.threshold(0.05))  # as the channel flagged them before
+    together = head.fused_p(scores, [face.unusual[0] for face in own.faces])
+    assert alarms.verdict.value == np.mean(together <= 0.05)
+    assert (alarms.faces, alarms.calibrating) == (200, len(own.halves[1]))
     assert OWN in channel.head.memory.populations()
     features = np.random.default_rng(9).normal(1.0, 1, (2000, D))
     before, after = (

@@ -9,10 +9,10 @@ FOLDER holds photos.csv and faces.csv with their pictures. Training begins from 
 "train" of the corpus, half of FFHQ and CelebA-HQ, and 85 % of each generated set; never the portraits. Many of
 these are of sources that the corpus has, too: only those of sources that were not learnt from are judged.
 Runs of several seeds that began from one rung share all but their last stage, and make one channel together.
-`measure` takes such runs that left out one generator each, several times where there are, and writes
-docs/known.json and the tables of docs/known.md: what the channel says of that generator, how its probabilities
-hold, what a calibration given delivery would change, what damage does, and what `lensborn teach` brings. Its first
-channel is that of the shipped bundle.
+`measure` takes such runs that left out one set each, several times where there are, and writes docs/known.json and
+the tables of docs/known.md: what the channel says of that generator, how its probabilities hold, what a calibration
+given delivery would change, what damage does, and what `lensborn teach` brings; or what share is flagged of
+that photographic set. Its first channel is that of the shipped bundle.
 `ship` puts a channel of runs that saw all of them beside the first channel of BASE (the shipped bundle if left
 out), whose files it does not touch, and writes the shipped bundle and the README's second table: before measuring,
 where the first channel is new, and after it, with the tables in the card.
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,7 +298,7 @@ def values_of(
 
 
 def measure_runs(name: str, runs: Sequence[Path], folder: Path, view: Path) -> list[Row]:
-    """Rows of numbers about the generator that runs left out, and about photographs that they did not see.
+    """Rows of numbers about the set that runs left out, and about photographs that they did not see.
 
     `view`: a folder for the equalised files, which serve for every run.
     """
@@ -307,6 +308,7 @@ def measure_runs(name: str, runs: Sequence[Path], folder: Path, view: Path) -> l
     references = photographs(folder, "calibrate")
     equal = {picture.name: path for picture, path in equalised_once(folder, view)}
     seed = json.loads((runs[0] / "settings.json").read_text())["seed"]
+    photographic = any(picture.set == name and picture.label == "real" for picture in splits["judge"])
     rows: list[Row] = []
     for condition in ("published", f"equalised-{SIDE}"):
         places = (lambda p: p.path) if condition == "published" else (lambda p: equal.get(p.name))
@@ -314,10 +316,15 @@ def measure_runs(name: str, runs: Sequence[Path], folder: Path, view: Path) -> l
             look(detector, [(p, path) for p in some if (path := places(p))], f"{condition}, {name}")
             for some in (pictures, references)
         )
-        found = auc_rows(mine, name) + flagged_rows(mine, name) + reliability_rows(mine, name)
-        found += sign_rows(mine, name)
-        found += conditional_rows(mine, reference, name)
+        if photographic:
+            found = [{**row, "table": "unseen"} for row in flagged_rows(mine, name)]
+        else:
+            found = auc_rows(mine, name) + flagged_rows(mine, name) + reliability_rows(mine, name)
+            found += sign_rows(mine, name)
+            found += conditional_rows(mine, reference, name)
         rows += [{"left_out": name, "seed": seed, "condition": condition, **row} for row in found]
+    if photographic:
+        return rows
     late = damage_rows(detector, [(p, equal[p.name]) for p in splits["judge"] if p.name in equal], name)
     late += taught_rows(detector, splits["judge"], name)
     return rows + [{"left_out": name, "seed": seed, **row} for row in late]
@@ -569,6 +576,7 @@ def write_page(rows: Sequence[Row]) -> None:
     """The tables between the marks of docs/known.md, and docs/reliability.svg."""
     for section, text in (
         ("auc", tables(rows)),
+        ("unseen", unseen_table(rows)),
         ("signs", signs_table(rows)),
         ("conditional", conditional_table(rows)),
         ("damage", damage_table(rows)),
@@ -603,7 +611,7 @@ def _means(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) -> l
 def tables(rows: Sequence[Row]) -> str:
     """AUC and shares flagged, in Markdown: means over the runs that left out the same generator."""
     lines = []
-    for condition in dict.fromkeys(row["condition"] for row in rows if "condition" in row):
+    for condition in _conditions(rows):
         mine = [row for row in rows if row.get("condition") == condition]
         aucs = _means(
             [row for row in mine if row["table"] == "auc"],
@@ -635,6 +643,30 @@ def tables(rows: Sequence[Row]) -> str:
             lines.append(f"| {name} | {key[1]} | {cells['known']['n']} | {values} |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def unseen_table(rows: Sequence[Row]) -> str:
+    """Shares flagged of a photographic set that was left out, and of its other half where half of it was shown, in
+    Markdown: means over runs."""
+    left_out = {row["left_out"] for row in rows if row["table"] == "unseen"}
+    lines = ["| condition | photographs | shown | n | one-class | known | verdict |", "| --- " * 7 + "|"]
+    for condition, name in product(_conditions(rows), sorted(left_out)):
+        for shown, table in (("none", "unseen"), ("half", "flagged")):
+            mine = [
+                row
+                for row in rows
+                if row["table"] == table
+                and (row["condition"], row["set"]) == (condition, name)
+                and (table == "flagged" or row["left_out"] == name)
+            ]
+            cells = {row["channel"]: row for row in _means(mine, ("channel",), ("value", "low", "high"))}
+            values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
+            lines.append(f"| {condition} | {name} | {shown} | {cells['known']['n']} | {values} |")
+    return "\n".join(lines)
+
+
+def _conditions(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["condition"] for row in rows if "condition" in row))
 
 
 def signs_table(rows: Sequence[Row]) -> str:

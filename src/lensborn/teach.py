@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lensborn import defaults
 from lensborn.bench.audit import Container, read_container
-from lensborn.bench.metrics import Interval, measures
+from lensborn.bench.metrics import Interval, measures, rate
 from lensborn.datasets.corpus import split_of
 from lensborn.delivery import ROUGH, delivered_face, resized
 from lensborn.detector import Detector, in_order
@@ -110,6 +111,28 @@ class Change:
     photographs: int
     before: Interval
     after: Interval
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """Shares of a set of `faces` photographs that were flagged before it was taught, at 5 % (`defaults.ALPHA`): by
+    the `known` channel's own p-value, and by that of both channels, on which the `verdict` rests.
+
+    `calibrating`: how many of the set calibrate now; fewer than `memory.LEAST_POPULATION` join other photographs.
+    """
+
+    name: str
+    faces: int
+    known: Interval
+    verdict: Interval
+    calibrating: int
+
+
+class Report(NamedTuple):
+    """What lessons brought: to each generator, and to photographs."""
+
+    changes: list[Change]
+    alarms: list[Alarms]
 
 
 def known_of(detector: Detector) -> KnownChannel:
@@ -248,8 +271,8 @@ def distances(some: Sequence[Studied], others: Sequence[Studied]) -> npt.NDArray
     return np.asarray(np.bitwise_count(rows[:, None] ^ columns[None, :]))
 
 
-def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChannel, list[Change]]:
-    """The channel with a head that knows the lessons too, and what that changed, generator by generator.
+def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChannel, Report]:
+    """The channel with a head that knows the lessons too, and what that changed.
 
     Raises LessonError as `check` does.
     """
@@ -271,25 +294,40 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     ]
     seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
     head = KnownHead.learn(_extended(memory, lessons, whole=True), channel.head.dim)
-    return KnownChannel(channel.xml, replace(channel.part, head=head, seen=seen)), changes
+    alarms = [_alarms(lesson, channel.head, head) for lesson in lessons if not lesson.generated]
+    return KnownChannel(channel.xml, replace(channel.part, head=head, seen=seen)), Report(changes, alarms)
 
 
-def card_section(changes: Sequence[Change]) -> str:
-    """What the model card says of a lesson, in Markdown."""
-    rows = "\n".join(
+def card_section(report: Report) -> str:
+    """What the model card says of lessons, in Markdown."""
+    changes = [
         f"| {change.generator} | {'taught' if change.new else 'known before'} | {change.faces} | "
         f"{change.photographs} | {_text(change.before)} | {_text(change.after)} |"
-        for change in changes
-    )
-    return f"""## Taught
+        for change in report.changes
+    ]
+    alarms = [
+        f"| {one.name} | {one.faces} | {_percent(one.known)} | {_percent(one.verdict)} | {one.calibrating} |"
+        for one in report.alarms
+    ]
+    parts = ["## Taught", _CHANGES, _table(*_CHANGES_COLUMNS, rows=changes)]
+    if alarms:
+        parts += [_ALARMS, _table(*_ALARMS_COLUMNS, rows=alarms)]
+    return "\n\n".join(parts) + "\n"
 
-AUC of the known channel against photographs, with 95 % intervals. New generators: on pictures kept apart, by a head
-that learnt from the other half. Known before: on the faces remembered, which it learnt from; the difference counts.
 
-| generator | | faces | photographs | before | after |
-| --- | --- | --- | --- | --- | --- |
-{rows}
-"""
+_CHANGES = """\
+AUC of the known channel against photographs, with 95 % intervals. New generators: on pictures kept apart, by a
+head that learnt from the other half. Known before: on the faces remembered, which it learnt from; the difference
+counts."""
+_CHANGES_COLUMNS = ("generator", "", "faces", "photographs", "before", "after")
+_ALARMS = f"""\
+Photographs flagged before they were taught, at a nominal {100 * defaults.ALPHA:g} %, with 95 % intervals, and how
+many of them calibrate now."""
+_ALARMS_COLUMNS = ("photographs", "faces", "by the known channel", "verdict", "calibrate")
+
+
+def _table(*columns: str, rows: Sequence[str]) -> str:
+    return "\n".join(["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|", *rows])
 
 
 def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memory:
@@ -322,6 +360,20 @@ def _change(
 ) -> Change:
     before, after = (measures(head.score(real), head.score(fake), threshold=0.0)["auc"] for head in heads)
     return Change(name, new, len(np.asarray(fake)), len(np.asarray(real)), before, after)
+
+
+def _alarms(lesson: Lesson, before: KnownHead, after: KnownHead) -> Alarms:
+    scores = before.score(np.stack([face.plain for face in lesson.faces]))
+    unusual = [face.unusual[0] for face in lesson.faces]
+    p_values = before.p_values(scores), before.fused_p(scores, unusual)
+    memory = after.memory
+    calibrate = memory.first & memory.rows(CALIBRATE) & (memory.sets == memory.names.index(lesson.name))
+    known, verdict = (rate(p <= defaults.ALPHA) for p in p_values)
+    return Alarms(lesson.name, len(lesson.faces), known, verdict, int(calibrate.sum()))
+
+
+def _percent(share: Interval) -> str:
+    return f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
 def _text(interval: Interval) -> str:

@@ -38,6 +38,7 @@ def teach(
     Example: lensborn teach --fake newgen=downloads/newgen --real my-photos --out runs/mine
     """
     from lensborn.detector import Detector  # noqa: PLC0415  (heavy; so --help stays quick)
+    from lensborn.memory import LEAST_POPULATION  # noqa: PLC0415
     from lensborn.teach import OWN, card_section, known_of  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
 
@@ -62,8 +63,8 @@ def teach(
         typer.echo("warning: without --real, nothing is learnt of your own platform's photographs", err=True)
     _warn_of_format(lessons)
     try:
-        channel, changes = learn(known, lessons)
-        card = f"{detector.card}\n{card_section(changes)}"
+        channel, report = learn(known, lessons)
+        card = f"{detector.card}\n{card_section(report)}"
         bundle = detector.with_known(channel, card=card).save(out, overwrite=overwrite)
     except ValueError as error:  # LessonError and BundleError, and a head that cannot be learnt
         typer.echo(f"lensborn teach: {error}", err=True)
@@ -72,7 +73,14 @@ def teach(
         reason = f"{error.strerror or error}: free the disk or grant access, and run it again"
         typer.echo(f"lensborn teach: {reason}", err=True)
         raise typer.Exit(2) from error
-    typer.echo(card_section(changes))
+    typer.echo(card_section(report))
+    for alarms in report.alarms:
+        if alarms.calibrating < LEAST_POPULATION:
+            typer.echo(
+                f"warning: {alarms.calibrating} of your photographs calibrate, too few to be a population of their "
+                f"own, so that they hardly count: give {2 * LEAST_POPULATION} or more",
+                err=True,
+            )
     typer.echo(f"{bundle.path} is written: lensborn detect --model {out} PATH...")
 
 
