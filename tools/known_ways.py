@@ -23,17 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from known import (
-    PAGE,
-    SIDE,
-    UNSEEN,
-    auc_rows,
-    equalised_once,
-    look,
-    splits_of,
-    training_examples,
-    with_channel,
-)
+from known import PAGE, training_examples, with_channel
+from known_looks import SIDE, UNSEEN, equalised_once, look, splits_of
+from known_rows import auc_rows
 from ladder import FEATURES, Rung, Rungs
 from rich.progress import Progress
 from safetensors.torch import save_file

@@ -1,0 +1,269 @@
+"""The tables of docs/known.md, of the README and of the card, from the rows that `known_rows.py` measured."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from known_looks import LEVELS, SCORES, SIDE
+from known_rows import ALPHA, SHOWN, Row
+
+from lensborn.bench.plots import reliability_plot
+from lensborn.bench.render import write_block
+from lensborn.bundle import KnownPart
+
+
+def write_page(rows: Sequence[Row], page: Path) -> None:
+    """The tables between the marks of a page, and reliability.svg beside it."""
+    for section, text in (
+        ("auc", tables(rows)),
+        ("unseen", unseen_table(rows)),
+        ("unseen-pairs", unseen_pairs_table(rows)),
+        ("signs", signs_table(rows)),
+        ("conditional", conditional_table(rows)),
+        ("damage", damage_table(rows)),
+        ("taught", taught_table(rows)),
+    ):
+        write_block(page, section, text)
+    mine = [row for row in rows if row["table"] == "reliability" and row["condition"] != "published"]
+    reliability_plot(means_of(mine, ("kind", "bin"), ("given", "was")), page.with_name("reliability.svg"))
+
+
+def means_of(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) -> list[Row]:
+    """Rows of equal `keys` as one: means of `values`, the number of `runs`, and the range of the first value."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [
+        {
+            **members[0],
+            **{
+                value: float(np.mean([row[value] for row in members]))
+                for value in values
+                if all(value in row for row in members)
+            },
+            "runs": len(members),
+            "low_run": min(row.get(values[0], np.nan) for row in members),
+            "high_run": max(row.get(values[0], np.nan) for row in members),
+        }
+        for members in groups.values()
+    ]
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """AUC and shares flagged, in Markdown: means over the runs that left out the same generator."""
+    lines = []
+    for condition in _conditions(rows):
+        mine = [row for row in rows if row.get("condition") == condition]
+        aucs = means_of(
+            [row for row in mine if row["table"] == "auc"],
+            ("channel", "set", "against"),
+            ("value", "low", "high"),
+        )
+        lines += [f"### {condition}", "", "AUC of the generator left out:", ""]
+        lines += ["| left out | n | against | n | one-class | known | fused |", "| --- " * 7 + "|"]
+        for key in dict.fromkeys((row["set"], row["against"]) for row in aucs):
+            cells = {row["channel"]: row for row in aucs if (row["set"], row["against"]) == key}
+            first = cells["known"]
+            values = " | ".join(_cell(cells[channel]) for channel in SCORES)
+            lines.append(f"| {key[0]} | {first['n']} | {key[1]} | {first['n_against']} | {values} |")
+        together = [row for row in aucs if "+" in row["against"]]
+        means = [np.mean([row["value"] for row in together if row["channel"] == c]) for c in SCORES]
+        lines.append("| **mean** | | together | | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
+        flagged = [row for row in mine if row["table"] == "flagged"]
+        lines += [
+            "",
+            f"Flagged at a nominal {100 * ALPHA:g} %, of the generator left out and of photographs:",
+            "",
+        ]
+        lines += ["| pictures | left out | n | one-class | known | verdict |", "| --- " * 6 + "|"]
+        shares = means_of(flagged, ("channel", "set", "left_out"), ("value", "low", "high"))
+        for key in dict.fromkeys((row["set"], row["left_out"]) for row in shares):
+            cells = {row["channel"]: row for row in shares if (row["set"], row["left_out"]) == key}
+            values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
+            name = f"**{key[0]}**" if key[0] == key[1] else key[0]
+            lines.append(f"| {name} | {key[1]} | {cells['known']['n']} | {values} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def unseen_table(rows: Sequence[Row]) -> str:
+    """Shares flagged of photographic sets left out, and where half was shown, in Markdown: means over runs."""
+    unseen = [row for row in rows if row["table"] == "unseen"]
+    names = sorted({row["set"] for row in unseen})
+    half = [{**row, "shown": SHOWN[1]} for row in rows if row["table"] == "flagged" and row["set"] in names]
+    keys = ("condition", "set", "shown", "channel")
+    shares = means_of(unseen + half, keys, ("value", "low", "high"))
+    cells = {tuple(row[key] for key in keys): row for row in shares}
+    lines = ["| condition | photographs | shown | n | one-class | known | verdict |", "| --- " * 7 + "|"]
+    for condition, name, shown in product(_conditions(rows), names, SHOWN):
+        each = [cells[condition, name, shown, channel] for channel in LEVELS]
+        values = " | ".join(map(_cell, each))
+        lines.append(f"| {condition} | {name} | {shown} | {each[0]['n']} | {values} |")
+    return "\n".join(lines)
+
+
+def unseen_pairs_table(rows: Sequence[Row]) -> str:
+    """AUC where generator and photographs were left out, beside that where half of the photographs was shown, in
+    Markdown."""
+    keys = ("condition", "set", "against", "channel")
+    unseen, half = (
+        {
+            tuple(row[key] for key in keys): row
+            for row in means_of(
+                [row for row in rows if row["table"] == table], keys, ("value", "low", "high")
+            )
+        }
+        for table in ("unseen auc", "auc")
+    )
+    lines = [
+        "| condition | generator | photographs | one-class | known | fused | fused, half of the photographs shown |"
+    ]
+    lines.append("| --- " * 7 + "|")
+    for pair in dict.fromkeys(key[:3] for key in unseen):
+        values = " | ".join(_short(unseen[*pair, channel]) for channel in SCORES)
+        lines.append(f"| {' | '.join(pair)} | {values} | {_short(half[*pair, 'fused'])} |")
+    for condition in _conditions(rows):
+        means = [
+            np.mean([cells[key]["value"] for key in unseen if key[0] == condition and key[3] == channel])
+            for cells, channel in (*((unseen, channel) for channel in SCORES), (half, "fused"))
+        ]
+        lines.append(
+            f"| {condition} | **mean** | | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _conditions(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["condition"] for row in rows if "condition" in row))
+
+
+def signs_table(rows: Sequence[Row]) -> str:
+    """Either sign by itself and the greater of the two, equalised, in Markdown: means over runs."""
+    mine = [row for row in rows if row["table"] == "signs" and row["condition"] != "published"]
+    names = list(dict.fromkeys(row["left_out"] for row in mine))
+    found = {(row["way"], row["left_out"]): row for row in means_of(mine, ("way", "left_out"), ("value",))}
+    lines = [f"| {SIDE} px, AUC of the generator left out | {' | '.join(names)} | mean |"]
+    lines.append("| --- " * (len(names) + 2) + "|")
+    for way in dict.fromkeys(row["way"] for row in mine):
+        values = [found[way, name]["value"] for name in names]
+        lines.append(f"| {way} | {' | '.join(f'{v:.3f}' for v in values)} | {np.mean(values):.3f} |")
+    return "\n".join(lines)
+
+
+def conditional_table(rows: Sequence[Row]) -> str:
+    """Three calibrations side by side, in Markdown: false alarms by set, means over all runs."""
+    mine = [row for row in rows if row["table"] == "conditional"]
+    lines = [
+        "| condition | channel | photographs | corpus alone | as shipped | given delivery |",
+        "| --- " * 6 + "|",
+    ]
+    shares = means_of(mine, ("condition", "channel", "way", "set"), ("value", "auc", "explained"))
+    keys = dict.fromkeys((row["condition"], row["channel"], row["set"]) for row in shares)
+    for key in keys:
+        cells = [row for row in shares if (row["condition"], row["channel"], row["set"]) == key]
+        values = " | ".join(f"{100 * row['value']:.1f} %, {row['auc']:.3f}" for row in cells)
+        lines.append(f"| {' | '.join(key)} | {values} |")
+    explained = means_of(mine, ("condition", "channel"), ("explained",))
+    said = ", ".join(f"{row['channel']} {row['condition']} {row['explained']:.2f}" for row in explained)
+    return "\n".join(
+        [*lines, "", f"Share of a score's variance on photographs that delivery explains: {said}."]
+    )
+
+
+def damage_table(rows: Sequence[Row]) -> str:
+    """What is too damaged for a verdict, in Markdown: means over the runs that left out the same generator."""
+    mine = [row for row in rows if row["table"] == "damage"]
+    lines = [
+        "| step | left out | photographs unsure | generated unsure | AUC of the rest |",
+        "| --- " * 5 + "|",
+    ]
+    for row in means_of(mine, ("step", "left_out"), ("value", "low", "high", "unsure_real", "unsure_fake")):
+        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("unsure_real", "unsure_fake"))
+        auc = _cell(row) if "value" in row else "too few"
+        lines.append(f"| {row['step']} | {row['left_out']} | {shares} | {auc} |")
+    return "\n".join(lines)
+
+
+def taught_table(rows: Sequence[Row]) -> str:
+    """What a lesson brings, in Markdown: means over the runs that left out the same generator."""
+    mine = [row for row in rows if row["table"] == "taught"]
+    lines = ["| taught | AUC of | n | before | after | seconds |", "| --- " * 6 + "|"]
+    for row in means_of(mine, ("left_out", "set"), ("value", "low", "high", "before", "seconds")):
+        name = f"**{row['set']}**" if row["taught"] else row["set"]
+        lines.append(
+            f"| {row['left_out']} ({row['pictures']} pictures) | {name} | {row['n']} | {row['before']:.3f} | "
+            f"{_cell(row)} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def readme_table(rows: Sequence[Row], model: str, sha256: str) -> str:
+    """The README's table of the known channel, in Markdown."""
+    channels = len({row["seed"] for row in rows})
+    lines = [
+        f"Model `{model}`, sha256 `{sha256[:16]}…`; its known channel was shown all three generators. Here each is "
+        f"left out in turn, by channels made alike; means of {channels} channels, 95 % intervals; by "
+        "`tools/known.py`; more in [docs/known.md](docs/known.md).",
+        "",
+        "| protocol | generator left out | AUC, first channel | AUC, known channel | AUC, both | found at 5 % |",
+        "| --- " * 6 + "|",
+    ]
+    aucs = means_of(
+        [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
+        ("condition", "channel", "set"),
+        ("value", "low", "high"),
+    )
+    found = means_of(
+        [
+            row
+            for row in rows
+            if row["table"] == "flagged" and row["set"] == row["left_out"] and row["channel"] == "verdict"
+        ],
+        ("condition", "channel", "set"),
+        ("value", "low", "high"),
+    )
+    cells = {(row["condition"], row["channel"], row["set"]): row for row in aucs + found}
+    for condition, name in dict.fromkeys((row["condition"], row["set"]) for row in aucs):
+        each = " | ".join(_short(cells[condition, channel, name]) for channel in SCORES)
+        flagged = cells[condition, "verdict", name]
+        share = (
+            f"{100 * flagged['value']:.0f} % [{100 * flagged['low']:.0f} %, {100 * flagged['high']:.0f} %]"
+        )
+        lines.append(f"| {condition} | {name} | {each} | {share} |")
+    return "\n".join(lines)
+
+
+def card(part: KnownPart, rows: Sequence[Row]) -> str:
+    """What the model card says of the channel."""
+    memory = part.head.memory
+    shown = ", ".join(
+        name for name, generated in zip(memory.names, memory.generated, strict=True) if generated
+    )
+    populations = ", ".join(
+        f"{name} ({memory.first[rows].sum()})" for name, rows in memory.populations().items()
+    )
+    return f"""
+Everything above is about the first channel, which never saw a generated picture; its files are the same with this
+channel and without. The known channel was shown generated faces of {shown}, against photographs, patch by
+patch ({part.manifest["patch"]} px of a face at {part.manifest["side"]} px). It says how much a face looks
+like those, or unlike all photographs; of a generator that it was not shown it may say nothing. Calibrated on
+{populations} faces as they are and as sites hand them on; a p-value is the largest over these
+populations. The verdict is by the sum of both channels' scores, calibrated on the same faces.
+Faces whose crop is below {part.manifest["least_side"]} px get no such score.
+
+How it does on a generator left out (channels trained without it; `python tools/known.py measure`):
+
+{tables(rows)}
+"""
+
+
+def _cell(row: Row) -> str:
+    several = row["low_run"] != row["high_run"]
+    runs = f" ({row['low_run']:.3f} to {row['high_run']:.3f})" if several else ""
+    return f"{_short(row)}{runs}"
+
+
+def _short(row: Row) -> str:
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
