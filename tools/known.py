@@ -32,8 +32,17 @@ from typing import TYPE_CHECKING
 import known_looks
 import known_rows
 import numpy as np
-from known_looks import PHOTOS, SIDE, UNSEEN, Conditions, equalised_once, labelled, photographs, splits_of
-from known_page import card, means_of, readme_table, write_page
+from known_looks import (
+    EQUALISED,
+    PHOTOS,
+    UNSEEN,
+    Conditions,
+    equalised_once,
+    labelled,
+    photographs,
+    splits_of,
+)
+from known_page import aucs_together, card, readme_table, write_page
 from known_rows import Row, generator_rows, unseen_pair_rows, unseen_rows
 from rich.progress import Progress, track
 
@@ -172,16 +181,18 @@ def measure_runs(name: str, runs: Sequence[Path], folder: Path, view: Path) -> l
     equal = {picture.name: path for picture, path in equalised_once(folder, view)}
     conditions: Conditions = {
         "published": lambda picture: picture.path,
-        f"equalised-{SIDE}": lambda picture: equal.get(picture.name),
+        EQUALISED: lambda picture: equal.get(picture.name),
     }
     mine = [picture for picture in splits["judge"] if picture.set in leave_out]
-    kinds = {picture.label for picture in mine}
-    if kinds == {"real"}:
+    kinds = [next((p.label for p in mine if p.set == one), None) for one in leave_out]
+    if kinds == ["real"]:
         rows = unseen_rows(detector, mine, conditions)
-    elif len(kinds) == 2:
+    elif kinds == ["real", "fake"]:
         rows = unseen_pair_rows(detector, mine, conditions)
-    else:
+    elif kinds == ["fake"]:
         rows = generator_rows(detector, name, splits["judge"], folder, conditions)
+    else:
+        raise SystemExit(f"{name} is no generator, photographic set or PHOTOGRAPHS+GENERATOR of faces.csv")
     seed = json.loads((runs[0] / "settings.json").read_text())["seed"]
     return [{"left_out": name, "seed": seed, **row} for row in rows]
 
@@ -220,12 +231,8 @@ def ship(arguments: argparse.Namespace) -> None:
     base = Detector.load(arguments.base)
     channel = known_of(with_channel(base, arguments.runs, arguments.corpus, [], whole=True))
     rows = json.loads(DATA.read_text()) if DATA.exists() else []
-    kept = means_of(
-        [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
-        ("condition", "channel", "set"),
-        ("value", "low", "high"),
-    )
-    part = KnownPart(channel.head, {**channel.part.manifest, "measured": kept}, channel.part.seen)
+    manifest = {**channel.part.manifest, "measured": aucs_together(rows)}
+    part = KnownPart(channel.head, manifest, channel.part.seen)
     first = base.card.split(MARK)[0].split("\n", 1)[1]
     text = f"# {NAME}\n{first}{MARK}{card(part, rows)}"
     detector = base.with_known(KnownChannel(channel.xml, part), name=NAME, card=text)

@@ -24,6 +24,7 @@ from lensborn.teach import known_of
 UNSEEN = "portraits"
 PHOTOS = "photos"
 SIDE = 192  # px: every face is measured at this size, too
+EQUALISED = f"equalised-{SIDE}"
 HALVES = (("calibrate", 0.5), ("judge", 0.5))
 Floats = NDArray[np.float64]
 Place = Callable[[Picture], Path | None]  # the file of a picture under a condition, where it has one

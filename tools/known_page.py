@@ -89,49 +89,42 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def unseen_table(rows: Sequence[Row]) -> str:
-    """Shares flagged of photographic sets left out, and where half was shown, in Markdown: means over runs."""
+    """Shares flagged of photographic sets, left out and not, in Markdown: means over channels."""
     unseen = [row for row in rows if row["table"] == "unseen"]
     names = sorted({row["set"] for row in unseen})
-    half = [{**row, "shown": SHOWN[1]} for row in rows if row["table"] == "flagged" and row["set"] in names]
+    some = [{**row, "shown": SHOWN[1]} for row in rows if row["table"] == "flagged" and row["set"] in names]
     keys = ("condition", "set", "shown", "channel")
-    shares = means_of(unseen + half, keys, ("value", "low", "high"))
+    shares = means_of(unseen + some, keys, ("value", "low", "high"))
     cells = {tuple(row[key] for key in keys): row for row in shares}
-    lines = ["| condition | photographs | shown | n | one-class | known | verdict |", "| --- " * 7 + "|"]
+    lines = [
+        "| condition | photographs | shown | channels | n | one-class | known | verdict |",
+        "| --- " * 8 + "|",
+    ]
     for condition, name, shown in product(_conditions(rows), names, SHOWN):
         each = [cells[condition, name, shown, channel] for channel in LEVELS]
         values = " | ".join(map(_cell, each))
-        lines.append(f"| {condition} | {name} | {shown} | {each[0]['n']} | {values} |")
+        lines.append(f"| {condition} | {name} | {shown} | {each[0]['runs']} | {each[0]['n']} | {values} |")
     return "\n".join(lines)
 
 
 def unseen_pairs_table(rows: Sequence[Row]) -> str:
-    """AUC where generator and photographs were left out, beside that where half of the photographs was shown, in
-    Markdown."""
-    keys = ("condition", "set", "against", "channel")
-    unseen, half = (
-        {
-            tuple(row[key] for key in keys): row
-            for row in means_of(
-                [row for row in rows if row["table"] == table], keys, ("value", "low", "high")
-            )
-        }
-        for table in ("unseen auc", "auc")
-    )
+    """AUC where generator and photographs were left out, in Markdown."""
+    unseen = [row for row in rows if row["table"] == "unseen auc"]
     lines = [
-        "| condition | generator | photographs | one-class | known | fused | fused, half of the photographs shown |"
+        "| condition | generator | n | photographs | n | one-class | known | fused |",
+        "| --- " * 8 + "|",
     ]
-    lines.append("| --- " * 7 + "|")
-    for pair in dict.fromkeys(key[:3] for key in unseen):
-        values = " | ".join(_short(unseen[*pair, channel]) for channel in SCORES)
-        lines.append(f"| {' | '.join(pair)} | {values} | {_short(half[*pair, 'fused'])} |")
-    for condition in _conditions(rows):
-        means = [
-            np.mean([cells[key]["value"] for key in unseen if key[0] == condition and key[3] == channel])
-            for cells, channel in (*((unseen, channel) for channel in SCORES), (half, "fused"))
-        ]
-        lines.append(
-            f"| {condition} | **mean** | | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |"
-        )
+    for condition in _conditions(unseen):
+        mine = [row for row in unseen if row["condition"] == condition]
+        pairs = list(dict.fromkeys((row["set"], row["against"]) for row in mine))
+        for pair in pairs:
+            cells = {row["channel"]: row for row in mine if (row["set"], row["against"]) == pair}
+            counts = cells["known"]["n"], cells["known"]["n_against"]
+            values = " | ".join(_short(cells[channel]) for channel in SCORES)
+            lines.append(f"| {condition} | {pair[0]} | {counts[0]} | {pair[1]} | {counts[1]} | {values} |")
+        means = [np.mean([row["value"] for row in mine if row["channel"] == channel]) for channel in SCORES]
+        values = " | ".join(f"**{mean:.3f}**" for mean in means)
+        lines.append(f"| {condition} | **mean of {len(pairs)} pairs** | | | | {values} |")
     return "\n".join(lines)
 
 
@@ -199,9 +192,15 @@ def taught_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def aucs_together(rows: Sequence[Row]) -> list[Row]:
+    """AUC of each generator left out against all photographs together: means over runs."""
+    mine = [row for row in rows if row["table"] == "auc" and "+" in row["against"]]
+    return means_of(mine, ("condition", "channel", "set"), ("value", "low", "high"))
+
+
 def readme_table(rows: Sequence[Row], model: str, sha256: str) -> str:
     """The README's table of the known channel, in Markdown."""
-    channels = len({row["seed"] for row in rows})
+    channels = len({row["seed"] for row in rows if row["table"] == "auc"})
     lines = [
         f"Model `{model}`, sha256 `{sha256[:16]}…`; its known channel was shown all three generators. Here each is "
         f"left out in turn, by channels made alike; means of {channels} channels, 95 % intervals; by "
@@ -210,11 +209,7 @@ def readme_table(rows: Sequence[Row], model: str, sha256: str) -> str:
         "| protocol | generator left out | AUC, first channel | AUC, known channel | AUC, both | found at 5 % |",
         "| --- " * 6 + "|",
     ]
-    aucs = means_of(
-        [row for row in rows if row["table"] == "auc" and "+" in row["against"]],
-        ("condition", "channel", "set"),
-        ("value", "low", "high"),
-    )
+    aucs = aucs_together(rows)
     found = means_of(
         [
             row

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from known_looks import (
+    EQUALISED,
     HALVES,
     LEVELS,
     PHOTOS,
@@ -41,7 +42,8 @@ from lensborn.teach import LEAST, Lesson, Studied, known_of, study, teach
 
 ALPHA = defaults.ALPHA
 OWN_PHOTOGRAPHS = 200  # taught of a photographic set that was left out
-SHOWN = ("none", "half", f"{OWN_PHOTOGRAPHS}, taught")  # of a photographic set
+#: What a channel was shown of a photographic set before it judged the set, or what is left of it.
+SHOWN = ("none", "60 %", "none; others of it", f"{OWN_PHOTOGRAPHS} taught; others of it")
 HANDICAPS = (0.0, 0.5, 1.0, 1.5)  # of faces unlike photographs, against those like generated ones
 BINS = 8  # of a reliability diagram
 DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
@@ -62,8 +64,7 @@ def generator_rows(
         found += sign_rows(mine, name)
         found += conditional_rows(mine, reference, name)
         rows += [{"condition": condition, **row} for row in found]
-    *_, equalised_place = conditions.values()
-    rows += damage_rows(detector, placed(judged, equalised_place), name)
+    rows += damage_rows(detector, placed(judged, conditions[EQUALISED]), name)
     return rows + taught_rows(detector, judged, name)
 
 
@@ -125,16 +126,19 @@ def unseen_rows(
     pictures: Sequence[Picture],
     conditions: Conditions,
 ) -> list[Row]:
-    """Shares flagged of a photographic set left out, and of others of it once OWN_PHOTOGRAPHS were taught."""
+    """Shares flagged of a photographic set left out; and of what is left of it without OWN_PHOTOGRAPHS, before and
+    after these were taught."""
     name = pictures[0].set
     pictures = sorted(pictures, key=lambda picture: digest_of(picture.path))
-    own = track(study([p.path for p in pictures[:OWN_PHOTOGRAPHS]], detector), name, total=OWN_PHOTOGRAPHS)
-    lesson = Lesson(name, False, tuple(face for face in own if face is not None), 0)
+    own, others = pictures[:OWN_PHOTOGRAPHS], pictures[OWN_PHOTOGRAPHS:]
+    faces = track(study([picture.path for picture in own], detector), name, total=len(own))
+    lesson = Lesson(name, False, tuple(face for face in faces if face is not None), 0)
     taught = detector.with_known(teach(known_of(detector), [lesson])[0])
     rows = []
     for shown, one, some in (
         (SHOWN[0], detector, pictures),
-        (SHOWN[-1], taught, pictures[OWN_PHOTOGRAPHS:]),
+        (SHOWN[2], detector, others),
+        (SHOWN[3], taught, others),
     ):
         for condition, place in conditions.items():
             looks = look(one, placed(some, place), f"{condition}, {name}")

@@ -32,6 +32,9 @@ from lensborn.photo import UnreadableError, decode_photo, open_regular
 DELIVERIES = 2  # of each face, beside the picture as it is: what a site does to it must not matter
 MOST = 2000  # pictures of a set; more bring little, and a bundle should stay small
 LEAST = 30  # different faces of a generator, or photographs, from which anything can be said
+#: Photographs that are a population of their own to calibrate on: but for one draw in 170, a hash puts
+#: `memory.LEAST_POPULATION` of them or more into the half that calibrates.
+ENOUGH = 150
 JUDGE = "judge"
 HALVES = (("learn", 0.5), (JUDGE, 0.5))
 NEAR = 6  # bits of 64 in which the looks of near-duplicates differ at most ...
@@ -115,10 +118,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Alarms:
-    """Shares of a set of `faces` photographs that were flagged before it was taught, at 5 % (`defaults.ALPHA`): by
-    the `known` channel's own p-value, and by that of both channels, on which the `verdict` rests.
+    """Shares of `faces` photographs, as they are, that were flagged before they were taught, at 5 %
+    (`defaults.ALPHA`): by the `known` channel's own p-value, and by that of both channels, on which the `verdict`
+    rests. The intervals take near-duplicates for one.
 
-    `calibrating`: how many of the set calibrate now; fewer than `memory.LEAST_POPULATION` join other photographs.
+    `calibrating`: how many of that `name` calibrate now, with those that were taught before; fewer than
+    `memory.LEAST_POPULATION` join other photographs. There is no share after: none is left that the new head
+    has neither learnt from nor is calibrated on.
     """
 
     name: str
@@ -321,9 +327,10 @@ head that learnt from the other half. Known before: on the faces remembered, whi
 counts."""
 _CHANGES_COLUMNS = ("generator", "", "faces", "photographs", "before", "after")
 _ALARMS = f"""\
-Photographs flagged before they were taught, at a nominal {100 * defaults.ALPHA:g} %, with 95 % intervals, and how
-many of them calibrate now."""
-_ALARMS_COLUMNS = ("photographs", "faces", "by the known channel", "verdict", "calibrate")
+Photographs flagged before they were taught, at a nominal {100 * defaults.ALPHA:g} %, with 95 % intervals. Where
+it is far more, the model did not know such photographs. Those of that name that calibrate now keep the promise for
+others like them."""
+_ALARMS_COLUMNS = ("photographs", "faces", "by the known channel", "verdict", "calibrate now")
 
 
 def _table(*columns: str, rows: Sequence[str]) -> str:
@@ -368,7 +375,8 @@ def _alarms(lesson: Lesson, before: KnownHead, after: KnownHead) -> Alarms:
     p_values = before.p_values(scores), before.fused_p(scores, unusual)
     memory = after.memory
     calibrate = memory.first & memory.rows(CALIBRATE) & (memory.sets == memory.names.index(lesson.name))
-    known, verdict = (rate(p <= defaults.ALPHA) for p in p_values)
+    groups = lesson.groups.astype(np.str_)
+    known, verdict = (rate(p <= defaults.ALPHA, groups=groups) for p in p_values)
     return Alarms(lesson.name, len(lesson.faces), known, verdict, int(calibrate.sum()))
 
 

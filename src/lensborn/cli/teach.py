@@ -30,16 +30,17 @@ def teach(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
 ) -> None:
-    """Teach the known channel a generator, or the photographs of your own platform, from 30 pictures on.
+    """Teach the known channel a generator, from 30 pictures on, or photographs of your own platform, from 150 on.
 
     It takes a minute or two. What the model knew before stays known; the first channel does not change. The report
-    compares before and after on pictures kept apart.
+    compares generators before and after on pictures kept apart, and says how many of your photographs were flagged
+    before.
 
     Example: lensborn teach --fake newgen=downloads/newgen --real my-photos --out runs/mine
     """
     from lensborn.detector import Detector  # noqa: PLC0415  (heavy; so --help stays quick)
     from lensborn.memory import LEAST_POPULATION  # noqa: PLC0415
-    from lensborn.teach import OWN, card_section, known_of  # noqa: PLC0415
+    from lensborn.teach import ENOUGH, OWN, card_section, known_of  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
 
     if out.exists() and not overwrite:
@@ -78,9 +79,16 @@ def teach(
         if alarms.calibrating < LEAST_POPULATION:
             typer.echo(
                 f"warning: {alarms.calibrating} of your photographs calibrate, too few to be a population of their "
-                f"own, so that they hardly count: give {2 * LEAST_POPULATION} or more",
+                f"own, so that they hardly count: give {ENOUGH} or more",
                 err=True,
             )
+    smallest = channel.head.smallest_p
+    if smallest > known.head.smallest_p:
+        typer.echo(
+            f"warning: the smallest alpha at which this model can flag a face is {smallest:.2g} now "
+            f"({known.head.smallest_p:.2g} before): for a smaller one, give more photographs",
+            err=True,
+        )
     typer.echo(f"{bundle.path} is written: lensborn detect --model {out} PATH...")
 
 
