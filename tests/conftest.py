@@ -1,6 +1,7 @@
 """What several test files need: the example pictures, and a tiny bundle of real parts that is made once."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,9 @@ from lensborn.photo import read_photo
 # A busy machine is no bug: time is measured in benchmarks/, not here.
 settings.register_profile("lensborn", deadline=None)
 settings.load_profile("lensborn")
+
+# A thread each for the workers of pytest-xdist, and what they start: torch would take all cores in each of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = Preprocessing(size=32)
