@@ -92,7 +92,7 @@ def crop_face(pixels: Pixels, box: Sequence[float], size: int, scale: float = de
     x, y = x0 - left, y0 - top
     across, down = (x, min(x + side, width)), (y, min(y + side, height))  # min: rounding
     rows = max(BAND_PX // width, 1)
-    if rows < height:
+    if rows < height and size < width:  # else there is nothing to save
         cut = _narrowed(cut, rows, size, across)
         across = (0.0, float(size))
     return _resized(cut, (size, size), across, down)
@@ -100,7 +100,7 @@ def crop_face(pixels: Pixels, box: Sequence[float], size: int, scale: float = de
 
 def _narrowed(cut: Pixels, rows: int, size: int, across: tuple[float, float]) -> Pixels:
     """The columns `across` of a cut, made `size`, so many rows at a time. Pillow holds a picture in a third more
-    memory than it has; as it resizes across first and then down, the result is the same."""
+    memory than it has; as it resizes a square that shrinks across first and then down, the result is the same."""
     narrow = np.empty((len(cut), size, 3), np.uint8)
     for top in range(0, len(cut), rows):
         band = cut[top : top + rows]
