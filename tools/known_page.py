@@ -51,6 +51,19 @@ def means_of(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) ->
     ]
 
 
+def head(*columns: str) -> list[str]:
+    """The first two lines of a table, in Markdown."""
+    return [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+
+
+def by_channel(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], dict[str, Row]]:
+    """Rows of equal `keys`, in their order, each by its channel."""
+    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), {})[row["channel"]] = row
+    return found
+
+
 def tables(rows: Sequence[Row]) -> str:
     """AUC and shares flagged, in Markdown: means over the runs that left out the same generator."""
     lines = []
@@ -62,28 +75,25 @@ def tables(rows: Sequence[Row]) -> str:
             ("value", "low", "high"),
         )
         lines += [f"### {condition}", "", "AUC of the generator left out:", ""]
-        lines += ["| left out | n | against | n | one-class | known | fused |", "| --- " * 7 + "|"]
-        for key in dict.fromkeys((row["set"], row["against"]) for row in aucs):
-            cells = {row["channel"]: row for row in aucs if (row["set"], row["against"]) == key}
-            first = cells["known"]
+        lines += head("left out", "n", "against", "n", "one-class", "known", "fused")
+        for (name, against), cells in by_channel(aucs, ("set", "against")).items():
+            known = cells["known"]
             values = " | ".join(_cell(cells[channel]) for channel in SCORES)
-            lines.append(f"| {key[0]} | {first['n']} | {key[1]} | {first['n_against']} | {values} |")
-        together = [row for row in aucs if "+" in row["against"]]
-        means = [np.mean([row["value"] for row in together if row["channel"] == c]) for c in SCORES]
-        lines.append("| **mean** | | together | | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
+            lines.append(f"| {name} | {known['n']} | {against} | {known['n_against']} | {values} |")
+        means = _mean_values([row for row in aucs if "+" in row["against"]])
+        lines.append(f"| **mean** | | together | | {means} |")
         flagged = [row for row in mine if row["table"] == "flagged"]
         lines += [
             "",
             f"Flagged at a nominal {100 * ALPHA:g} %, of the generator left out and of photographs:",
             "",
         ]
-        lines += ["| pictures | left out | n | one-class | known | verdict |", "| --- " * 6 + "|"]
+        lines += head("pictures", "left out", "n", "one-class", "known", "verdict")
         shares = means_of(flagged, ("channel", "set", "left_out"), ("value", "low", "high"))
-        for key in dict.fromkeys((row["set"], row["left_out"]) for row in shares):
-            cells = {row["channel"]: row for row in shares if (row["set"], row["left_out"]) == key}
+        for (name, left_out), cells in by_channel(shares, ("set", "left_out")).items():
             values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
-            name = f"**{key[0]}**" if key[0] == key[1] else key[0]
-            lines.append(f"| {name} | {key[1]} | {cells['known']['n']} | {values} |")
+            shown = f"**{name}**" if name == left_out else name
+            lines.append(f"| {shown} | {left_out} | {cells['known']['n']} | {values} |")
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -93,38 +103,31 @@ def unseen_table(rows: Sequence[Row]) -> str:
     unseen = [row for row in rows if row["table"] == "unseen"]
     names = sorted({row["set"] for row in unseen})
     some = [{**row, "shown": SHOWN[1]} for row in rows if row["table"] == "flagged" and row["set"] in names]
-    keys = ("condition", "set", "shown", "channel")
-    shares = means_of(unseen + some, keys, ("value", "low", "high"))
-    cells = {tuple(row[key] for key in keys): row for row in shares}
-    lines = [
-        "| condition | photographs | shown | channels | n | one-class | known | verdict |",
-        "| --- " * 8 + "|",
-    ]
+    keys = ("condition", "set", "shown")
+    shares = by_channel(means_of(unseen + some, (*keys, "channel"), ("value", "low", "high")), keys)
+    lines = head("condition", "photographs", "shown", "channels", "n", "one-class", "known", "verdict")
     for condition, name, shown in product(_conditions(rows), names, SHOWN):
-        each = [cells[condition, name, shown, channel] for channel in LEVELS]
-        values = " | ".join(map(_cell, each))
-        lines.append(f"| {condition} | {name} | {shown} | {each[0]['runs']} | {each[0]['n']} | {values} |")
+        cells = shares[condition, name, shown]
+        known = cells["known"]
+        values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
+        lines.append(f"| {condition} | {name} | {shown} | {known['runs']} | {known['n']} | {values} |")
     return "\n".join(lines)
 
 
 def unseen_pairs_table(rows: Sequence[Row]) -> str:
     """AUC where generator and photographs were left out, in Markdown."""
     unseen = [row for row in rows if row["table"] == "unseen auc"]
-    lines = [
-        "| condition | generator | n | photographs | n | one-class | known | fused |",
-        "| --- " * 8 + "|",
-    ]
+    lines = head("condition", "generator", "n", "photographs", "n", "one-class", "known", "fused")
     for condition in _conditions(unseen):
         mine = [row for row in unseen if row["condition"] == condition]
-        pairs = list(dict.fromkeys((row["set"], row["against"]) for row in mine))
-        for pair in pairs:
-            cells = {row["channel"]: row for row in mine if (row["set"], row["against"]) == pair}
-            counts = cells["known"]["n"], cells["known"]["n_against"]
+        pairs = by_channel(mine, ("set", "against"))
+        for (name, against), cells in pairs.items():
+            known = cells["known"]
             values = " | ".join(_short(cells[channel]) for channel in SCORES)
-            lines.append(f"| {condition} | {pair[0]} | {counts[0]} | {pair[1]} | {counts[1]} | {values} |")
-        means = [np.mean([row["value"] for row in mine if row["channel"] == channel]) for channel in SCORES]
-        values = " | ".join(f"**{mean:.3f}**" for mean in means)
-        lines.append(f"| {condition} | **mean of {len(pairs)} pairs** | | | | {values} |")
+            lines.append(
+                f"| {condition} | {name} | {known['n']} | {against} | {known['n_against']} | {values} |"
+            )
+        lines.append(f"| {condition} | **mean of {len(pairs)} pairs** | | | | {_mean_values(mine)} |")
     return "\n".join(lines)
 
 
@@ -137,8 +140,7 @@ def signs_table(rows: Sequence[Row]) -> str:
     mine = [row for row in rows if row["table"] == "signs" and row["condition"] != "published"]
     names = list(dict.fromkeys(row["left_out"] for row in mine))
     found = {(row["way"], row["left_out"]): row for row in means_of(mine, ("way", "left_out"), ("value",))}
-    lines = [f"| {SIDE} px, AUC of the generator left out | {' | '.join(names)} | mean |"]
-    lines.append("| --- " * (len(names) + 2) + "|")
+    lines = head(f"{SIDE} px, AUC of the generator left out", *names, "mean")
     for way in dict.fromkeys(row["way"] for row in mine):
         values = [found[way, name]["value"] for name in names]
         lines.append(f"| {way} | {' | '.join(f'{v:.3f}' for v in values)} | {np.mean(values):.3f} |")
@@ -148,10 +150,7 @@ def signs_table(rows: Sequence[Row]) -> str:
 def conditional_table(rows: Sequence[Row]) -> str:
     """Three calibrations side by side, in Markdown: false alarms by set, means over all runs."""
     mine = [row for row in rows if row["table"] == "conditional"]
-    lines = [
-        "| condition | channel | photographs | corpus alone | as shipped | given delivery |",
-        "| --- " * 6 + "|",
-    ]
+    lines = head("condition", "channel", "photographs", "corpus alone", "as shipped", "given delivery")
     shares = means_of(mine, ("condition", "channel", "way", "set"), ("value", "auc", "explained"))
     keys = dict.fromkeys((row["condition"], row["channel"], row["set"]) for row in shares)
     for key in keys:
@@ -168,10 +167,7 @@ def conditional_table(rows: Sequence[Row]) -> str:
 def damage_table(rows: Sequence[Row]) -> str:
     """What is too damaged for a verdict, in Markdown: means over the runs that left out the same generator."""
     mine = [row for row in rows if row["table"] == "damage"]
-    lines = [
-        "| step | left out | photographs unsure | generated unsure | AUC of the rest |",
-        "| --- " * 5 + "|",
-    ]
+    lines = head("step", "left out", "photographs unsure", "generated unsure", "AUC of the rest")
     for row in means_of(mine, ("step", "left_out"), ("value", "low", "high", "unsure_real", "unsure_fake")):
         shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("unsure_real", "unsure_fake"))
         auc = _cell(row) if "value" in row else "too few"
@@ -182,7 +178,7 @@ def damage_table(rows: Sequence[Row]) -> str:
 def taught_table(rows: Sequence[Row]) -> str:
     """What a lesson brings, in Markdown: means over the runs that left out the same generator."""
     mine = [row for row in rows if row["table"] == "taught"]
-    lines = ["| taught | AUC of | n | before | after | seconds |", "| --- " * 6 + "|"]
+    lines = head("taught", "AUC of", "n", "before", "after", "seconds")
     for row in means_of(mine, ("left_out", "set"), ("value", "low", "high", "before", "seconds")):
         name = f"**{row['set']}**" if row["taught"] else row["set"]
         lines.append(
@@ -206,8 +202,10 @@ def readme_table(rows: Sequence[Row], model: str, sha256: str) -> str:
         f"left out in turn, by channels made alike; means of {channels} channels, 95 % intervals; by "
         "`tools/known.py`; more in [docs/known.md](docs/known.md).",
         "",
-        "| protocol | generator left out | AUC, first channel | AUC, known channel | AUC, both | found at 5 % |",
-        "| --- " * 6 + "|",
+        *head(
+            *("protocol", "generator left out"),
+            *("AUC, first channel", "AUC, known channel", "AUC, both", "found at 5 %"),
+        ),
     ]
     aucs = aucs_together(rows)
     found = means_of(
@@ -252,6 +250,12 @@ How it does on a generator left out (channels trained without it; `python tools/
 
 {tables(rows)}
 """
+
+
+def _mean_values(rows: Sequence[Row]) -> str:
+    """The mean value of rows for each channel, as cells."""
+    means = [np.mean([row["value"] for row in rows if row["channel"] == channel]) for channel in SCORES]
+    return " | ".join(f"**{mean:.3f}**" for mean in means)
 
 
 def _cell(row: Row) -> str:

@@ -6,7 +6,7 @@ tables of them.
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,11 @@ def flagged_rows(looks: Sequence[Look], name: str) -> list[Row]:
     return rows
 
 
+def by_digest(pictures: Iterable[Picture]) -> list[Picture]:
+    """Pictures in an order that says nothing of them, the same on every machine."""
+    return sorted(pictures, key=lambda picture: digest_of(picture.path))
+
+
 def unseen_rows(
     detector: Detector,
     pictures: Sequence[Picture],
@@ -129,19 +134,22 @@ def unseen_rows(
     """Shares flagged of a photographic set left out; and of what is left of it without OWN_PHOTOGRAPHS, before and
     after these were taught."""
     name = pictures[0].set
-    pictures = sorted(pictures, key=lambda picture: digest_of(picture.path))
+    pictures = by_digest(pictures)
     own, others = pictures[:OWN_PHOTOGRAPHS], pictures[OWN_PHOTOGRAPHS:]
     faces = track(study([picture.path for picture in own], detector), name, total=len(own))
     lesson = Lesson(name, False, tuple(face for face in faces if face is not None), 0)
     taught = detector.with_known(teach(known_of(detector), [lesson])[0])
+    left = {picture.name for picture in others}
     rows = []
-    for shown, one, some in (
-        (SHOWN[0], detector, pictures),
-        (SHOWN[2], detector, others),
-        (SHOWN[3], taught, others),
-    ):
-        for condition, place in conditions.items():
-            looks = look(one, placed(some, place), f"{condition}, {name}")
+    for condition, place in conditions.items():
+        before = look(detector, placed(pictures, place), f"{condition}, {name}")
+        after = look(taught, placed(others, place), f"{condition}, {name}, taught")
+        none, _, same, told = SHOWN
+        for shown, looks in (
+            (none, before),
+            (same, [one for one in before if one.picture.name in left]),
+            (told, after),
+        ):
             for row in flagged_rows(looks, name):
                 rows.append({**row, "table": "unseen", "condition": condition, "shown": shown})
     return rows
@@ -273,7 +281,7 @@ def damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]], name:
 def taught_rows(detector: Detector, judged: Sequence[Picture], name: str) -> list[Row]:
     """What LEAST pictures of the generator left out bring, on its other pictures; and what that does to others."""
     channel = known_of(detector)
-    mine = sorted((p for p in judged if p.set == name), key=lambda picture: digest_of(picture.path))
+    mine = by_digest(p for p in judged if p.set == name)
     began = time.perf_counter()
     faces: list[Studied] = []
     used = 0
