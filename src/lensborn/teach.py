@@ -32,8 +32,8 @@ from lensborn.photo import UnreadableError, decode_photo, open_regular
 DELIVERIES = 2  # of each face, beside the picture as it is: what a site does to it must not matter
 MOST = 2000  # pictures of a set; more bring little, and a bundle should stay small
 LEAST = 30  # different faces of a generator, or photographs, from which anything can be said
-#: Photographs that are a population of their own to calibrate on: but for one draw in 170, a hash puts
-#: `memory.LEAST_POPULATION` of them or more into the half that calibrates.
+#: Photographs of which half can be spared to learn from; of fewer, all calibrate. But for one draw in 170, a hash
+#: leaves `memory.LEAST_POPULATION` of them or more, to be a population of their own to calibrate on.
 ENOUGH = 150
 JUDGE = "judge"
 HALVES = (("learn", 0.5), (JUDGE, 0.5))
@@ -91,7 +91,12 @@ class Lesson:
 
     @cached_property
     def halves(self) -> tuple[list[Studied], list[Studied]]:
-        """The faces to learn from, and those to judge by: a hash of each group's least digest decides."""
+        """The faces to learn from, and those to judge by: a hash of each group's least digest decides.
+
+        Photographs that judge calibrate, too; of fewer than ENOUGH all do.
+        """
+        if not self.generated and len(self.faces) < ENOUGH:
+            return [], list(self.faces)
         parts: tuple[list[Studied], list[Studied]] = ([], [])
         for group in range(self.groups.max(initial=-1) + 1):
             members = [self.faces[number] for number in np.flatnonzero(self.groups == group)]
@@ -231,7 +236,7 @@ def check(lessons: Sequence[Lesson], memory: Memory, seen: frozenset[str] = froz
                 f"({lesson.without} have none of sufficient size or cannot be read, "
                 f"{len(lesson.faces) - different} nearly equal another one), but {LEAST} are needed: add pictures"
             )
-        if not all(lesson.halves):
+        if lesson.generated and not all(lesson.halves):
             raise LessonError(f"{lesson.name}: no two halves to learn and to judge by: add pictures")
         if again := sum(face.sha256[:16] in seen for face in lesson.faces):
             raise LessonError(
@@ -338,14 +343,17 @@ def _table(*columns: str, rows: Sequence[str]) -> str:
 
 
 def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memory:
-    """The memory with the lessons: of generators the half to learn from, or all; photographs calibrate by half."""
+    """The memory with the lessons: of generators the half to learn from, or all; photographs that judge calibrate,
+    and so no head learns from them."""
     for lesson in lessons:
         learn, judge = lesson.halves
-        if whole and lesson.generated:
-            learn = list(lesson.faces)
-        memory = remembering(memory, lesson.name, lesson.generated, learn, LEARN, taught=lesson.generated)
-        if not lesson.generated:
-            memory = remembering(memory, lesson.name, False, judge, CALIBRATE)
+        if lesson.generated:
+            learn = list(lesson.faces) if whole else learn
+            memory = remembering(memory, lesson.name, True, learn, LEARN, taught=True)
+            continue
+        for faces, use in ((learn, LEARN), (judge, CALIBRATE)):
+            if faces:
+                memory = remembering(memory, lesson.name, False, faces, use)
     return memory
 
 

@@ -30,7 +30,7 @@ def teach(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
 ) -> None:
-    """Teach the known channel a generator, from 30 pictures on, or photographs of your own platform, from 150 on.
+    """Teach the known channel a generator, from 30 pictures on, or photographs of your own platform, from 60 on.
 
     It takes a minute or two. What the model knew before stays known; the first channel does not change. The report
     compares generators before and after on pictures kept apart, and says how many of your photographs were flagged
@@ -40,7 +40,7 @@ def teach(
     """
     from lensborn.detector import Detector  # noqa: PLC0415  (heavy; so --help stays quick)
     from lensborn.memory import LEAST_POPULATION  # noqa: PLC0415
-    from lensborn.teach import ENOUGH, OWN, card_section, known_of  # noqa: PLC0415
+    from lensborn.teach import OWN, card_section, known_of  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
 
     if out.exists() and not overwrite:
@@ -79,7 +79,7 @@ def teach(
         if alarms.calibrating < LEAST_POPULATION:
             typer.echo(
                 f"warning: {alarms.calibrating} of your photographs calibrate, too few to be a population of their "
-                f"own, so that they hardly count: give {ENOUGH} or more",
+                f"own, so that they hardly count: give {LEAST_POPULATION} or more",
                 err=True,
             )
     smallest = channel.head.smallest_p
