@@ -478,6 +478,28 @@ def test_evaluate_measures_one_model_on_everything(tiny_bundle, sets, tmp_path):
         )
 
 
+def test_evaluate_measures_every_channel_of_a_model(known_bundle, tiny_bundle, sets, tmp_path):
+    words = (
+        "evaluate",
+        "--real",
+        f"cam={sets / 'r'}",
+        "--fake",
+        f"gen={sets / 'f'}",
+        "--out",
+        tmp_path / "out",
+    )
+    for channels, expected in (([], ["", " known", " fused"]), (["--channel", "fused"], [" fused"])):
+        result = run(*words, "--model", known_bundle.path, *channels)
+        assert result.exit_code == 0, result.output
+        bench = json.loads((tmp_path / "out" / "bench.json").read_text())
+        name = known_bundle.manifest["name"]
+        assert list(dict.fromkeys(row["detector"] for row in bench["pairs"])) == [name + e for e in expected]
+        assert bench["manifest"]["command"].count("--channel") == len(channels) / 2
+    result = run(*words, "--model", tiny_bundle.path, "--channel", "known")
+    assert result.exit_code == 2
+    assert "no known channel" in result.output
+
+
 def test_unreadable_files_are_counted_and_change_the_exit_status(tiny_bundle, sets, tmp_path):
     shutil.copytree(sets, tmp_path / "sets")
     (tmp_path / "sets" / "f" / "broken.png").write_text("x")

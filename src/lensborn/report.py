@@ -23,7 +23,10 @@ def json_line(value: Mapping[str, Any]) -> str:
 
 
 def detection_table(detections: Iterable[Detection]) -> Table:
-    """A row a face, or one for a file without any: file, face, verdict, both p-values, camera, reason."""
+    """A row a face, or one for a file without any: file, face, verdict, p-values, camera, reason.
+
+    `p` is of the first channel, `known p` of the known one; `both p` decides.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, options in (
         ("file", {"overflow": "fold", "ratio": 3}),
@@ -31,6 +34,7 @@ def detection_table(detections: Iterable[Detection]) -> Table:
         ("verdict", {"no_wrap": True}),
         ("p", {"justify": "right", "no_wrap": True}),
         ("known p", {"justify": "right", "no_wrap": True}),
+        ("both p", {"justify": "right", "no_wrap": True}),
         ("camera", {"ratio": 3}),
         ("reason", {"ratio": 5}),
     ):
@@ -68,15 +72,13 @@ def _rows(detection: Detection) -> list[tuple[Text, ...]]:
                 file,
                 Text(),
                 Text("unreadable", "magenta"),
-                Text(),
-                Text(),
-                Text(),
+                *[Text()] * 4,
                 Text(printable(detection.error or "")),
             )
         ]
     camera = Text(printable(camera_text(detection.camera)))
     if not detection.faces:
-        return [(file, Text(), Text("no face", "dim"), Text(), Text(), camera, Text())]
+        return [(file, Text(), Text("no face", "dim"), *[Text()] * 3, camera, Text())]
     return [(file, *_face_cells(number, face), camera, Text(printable("; ".join(face.reasons))))
             for number, face in enumerate(detection.faces, start=1)]  # fmt: skip
 
@@ -84,7 +86,8 @@ def _rows(detection: Detection) -> list[tuple[Text, ...]]:
 def _face_cells(number: int, face: FaceVerdict) -> tuple[Text, ...]:
     verdict = Text(VERDICT_WORDS[face.verdict], VERDICT_STYLE[face.verdict])
     known = f"{face.known_generator.p_value:.3f}" if face.known_generator else ""
-    return Text(str(number)), verdict, Text(f"{face.p_value:.3f}"), Text(known)
+    both = "" if face.verdict == "unsure" else f"{face.combined_p_value:.3f}"
+    return Text(str(number)), verdict, Text(f"{face.p_value:.3f}"), Text(known), Text(both)
 
 
 def _valid_text(value: Any) -> Any:

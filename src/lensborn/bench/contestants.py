@@ -28,7 +28,7 @@ from lensborn.known import KnownGenerator, Silence
 
 GROUP = "lensborn.detectors"
 SHIPPED = "shipped"
-KNOWN, FUSED = "known", "fused"  # channels of a bundle
+FIRST, KNOWN, FUSED = "first", "known", "fused"  # channels of a bundle
 Floating = NDArray[np.float32] | NDArray[np.float64]
 ScoreFunction = Callable[[Sequence[View]], ArrayLike]
 
@@ -219,6 +219,13 @@ def contestant(spec: str, *, refits: bool = False) -> Contestant:
     except (ImportError, AttributeError) as error:
         raise ContestantError(f"{spec} cannot be imported ({error}): put its folder on PYTHONPATH") from error
     return FunctionContestant(attribute if attribute != "score" else module, function)
+
+
+def channel_of(detector: Detector, channel: str) -> Contestant:
+    """A bundle's FIRST or KNOWN channel, or both, FUSED. Raises ContestantError where it has no known one."""
+    if channel == FIRST:
+        return BundleContestant(detector, refits=False)
+    return ChannelContestant(detector, fused=channel == FUSED)
 
 
 def _bundle(place: str) -> Detector:

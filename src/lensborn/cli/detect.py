@@ -89,10 +89,10 @@ def _print_table(detections: Iterable["Detection"], detector: "Detector") -> int
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(detection_table(found))
     info = found[0].model
-    alike = "" if detector.known is None else " and like generated faces, in both together"
+    by = "how unusual they look" if detector.known is None else "both channels' scores together"
     console.print(
         f"\nmodel {info.name}; at most {100 * info.alpha:g} % of photographs like those calibrated on are flagged, "
-        f"as looking unusual{alike}.\nA verdict is a measured oddity, no proof.",
+        f"by {by}.\nA verdict is a measured oddity, no proof.",
         style="dim",
         highlight=False,
         markup=False,
