@@ -24,6 +24,7 @@ from lensborn.photo import (
     CameraSettings,
     UnreadableError,
     camera_settings,
+    decode_photo,
     find_photos,
     photo_pixels,
     read_photo,
@@ -340,6 +341,36 @@ def test_a_jpeg_whose_rest_is_zeros_is_refused(tmp_path: Path) -> None:
         read_photo(path)
     path.write_bytes(whole + bytes(100))  # padding behind the end does no harm
     assert read_photo(path).width == 800
+
+
+@given(
+    st.sampled_from([(0, 0, 0), (255, 255, 255), (200, 40, 90)]), st.integers(20, 120), st.integers(40, 120),
+    st.integers(5, 95), st.integers(0, 2), st.booleans(), st.booleans(), st.floats(0.1, 0.8),
+)  # fmt: skip
+def test_a_jpeg_with_a_plain_margin_is_whole_and_one_cut_short_is_not(
+    colour: tuple[int, int, int], width: int, height: int, quality: int, chroma: int, optimize: bool,
+    progressive: bool, kept: float,
+) -> None:  # fmt: skip
+    """Both end in rows of one colour, and in an end marker."""
+    noise = np.random.default_rng(0).integers(64, 192, (height, width, 3), np.uint8)
+    noise[-height // 4 :] = colour
+    stream = io.BytesIO()
+    options = {"quality": quality, "subsampling": chroma, "optimize": optimize, "progressive": progressive}
+    Image.fromarray(noise).save(stream, "JPEG", **options)
+    whole = stream.getvalue()
+    assert decode_photo(whole).height == height
+    if not progressive:
+        start = whole.rindex(b"\xff\xda")
+        short = whole[: start + 14 + int(kept * 0.75 * (len(whole) - start - 14))] + b"\xff\xd9"
+        with pytest.raises(UnreadableError, match="truncated"):
+            decode_photo(short)
+
+
+def test_a_jpeg_with_a_hole_that_leaves_its_end_plain_is_refused() -> None:
+    whole = (EXAMPLES / "generated-man.jpg").read_bytes()
+    first, last = len(whole) * 55 // 100, len(whole) * 98 // 100
+    with pytest.raises(UnreadableError, match="damaged"):
+        decode_photo(whole[:first] + bytes(last - first) + whole[last:])
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ _SUB_IFDS = (0x8769, 0x8825, 0xA005)  # Exif, GPS, interoperability: Pillow read
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _ORIENTATION = 0x0112
 _STRIP_PX = 2**20  # turned to RGB at a time
+_LOOKED_AT_BYTES = 2**26  # whether a JPEG's end came too early is not asked of larger ones, to save memory
+_NOISE = bytes((151 * n + 11) % 251 for n in range(64))  # no byte of which begins a marker
 _SPARED_PX = 2**24  # progressive JPEGs of more are decoded in the way that takes less memory
 
 Pixels = npt.NDArray[np.uint8]
@@ -289,15 +291,21 @@ def _decode(file: BinaryIO, max_pixels: int) -> Photo:
     name, decoder = _decoder(file)
     try:
         image = _open(file, name, decoder, max_pixels)
+        scan = file.tell()  # where opening leaves a JPEG
         if name == "JPEG":
-            _check_jpeg_end(file)
-        if _is_spared(image):
+            _check_jpeg_end(file, scan)
+        spared = _is_spared(image)
+        if spared:
             strip = _decoded_by_opencv(file, name)
         else:
             image.load()
             strip = partial(_strip, image, name)
         exif = _exif(image)
-        return Photo(_pixels(image.size, exif, strip), camera_settings(exif), name)
+        pixels = _pixels(image.size, exif, strip)
+        if name == "JPEG" and not spared:
+            del image, strip  # as much memory as the next lines may need
+            _check_jpeg_scan(file, scan, _as_stored(exif)(pixels))
+        return Photo(pixels, camera_settings(exif), name)
     except UnreadableError:
         raise
     except Exception as error:  # a decoder fed with a hostile file may raise anything
@@ -348,18 +356,52 @@ def _webp_size(file: BinaryIO) -> tuple[int, int]:
             return width & 0x3FFF, height & 0x3FFF
 
 
-def _check_jpeg_end(file: BinaryIO) -> None:
-    """Refuse a JPEG without an end marker after the start of its scan, where opening leaves the file.
+def _check_jpeg_end(file: BinaryIO, scan: int) -> None:
+    """Refuse a JPEG without an end marker after the start of its scan.
 
     The rest of a broken transfer is often zeros, which decode to a plain area without complaint.
     """
     if isinstance(file, io.BytesIO):
-        end = file.getvalue().rfind(b"\xff\xd9", file.tell())
+        end = file.getvalue().rfind(b"\xff\xd9", scan)
     else:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            end = content.rfind(b"\xff\xd9", file.tell())
+            end = content.rfind(b"\xff\xd9", scan)
     if end < 0:
         raise ValueError("no end marker")
+
+
+def _check_jpeg_scan(file: BinaryIO, scan: int, stored: Pixels) -> None:
+    """Refuse a JPEG, decoded to `stored`, whose end marker stands where its lowest rows should have been, or that
+    has a hole: libjpeg fills up what is missing with one colour, and tells its own stderr at most.
+
+    Where the lowest row has one colour, two things tell such a picture from one that is plain there. Noise in front
+    of the end marker changes nothing, unless coded blocks were still to come. Noise in place of the last coded
+    bytes changes something, unless a hole was taken for enough blocks; of a progressive picture, they may code
+    nothing that is seen. (One that ends early is whole, but coarser, and is not found so.)
+    """
+    if (stored[-1] != stored[-1, 0]).any() or file.seek(0, os.SEEK_END) > _LOOKED_AT_BYTES:
+        return
+    file.seek(0)
+    coded = file.read()
+    end = coded.index(b"\xff\xd9", scan)
+    late = end - len(_NOISE)
+
+    def same(jpeg: bytes) -> bool:
+        with suppress(OSError):  # of noise that no decoder takes
+            image = _Jpeg(io.BytesIO(jpeg))
+            image.load()
+            return all(
+                np.array_equal(_strip(image, "JPEG", top, bottom), stored[top:bottom])
+                for top, bottom in _strips(image.size)
+            )
+        return False
+
+    if not same(coded[:end] + _NOISE + coded[end:]):
+        raise ValueError("the end marker comes too early")
+    long = coded.rfind(b"\xff\xda", 0, end) + len(_NOISE) < late  # so that all of these are coded blocks
+    progressive = "progressive" in _Jpeg(io.BytesIO(coded)).info
+    if long and not progressive and same(coded[:late] + _NOISE + coded[end:]):
+        raise ValueError("coded bytes are left over")
 
 
 def _check_tiff(file: BinaryIO) -> None:
@@ -389,18 +431,26 @@ def _pixels(size: tuple[int, int], exif: Image.Exif, strip: Callable[[int, int],
 
     `strip`: the rows from top to bottom, as they are stored, of a picture of this width and height.
     """
-    orientation = _code(exif.get(_ORIENTATION))
-    as_stored = _AS_STORED.get(orientation or 1, _AS_STORED[1])
     width, height = size
-    shape = (width, height, 3) if orientation in _ON_ITS_SIDE else (height, width, 3)
-    upright = np.empty(shape, np.uint8)
-    stored = as_stored(upright)
-    rows = max(_STRIP_PX // width, 1)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
+    on_its_side = _code(exif.get(_ORIENTATION)) in _ON_ITS_SIDE
+    upright = np.empty((width, height, 3) if on_its_side else (height, width, 3), np.uint8)
+    stored = _as_stored(exif)(upright)
+    for top, bottom in _strips(size):
         stored[top:bottom] = strip(top, bottom)
     upright.flags.writeable = False
     return upright
+
+
+def _as_stored(exif: Image.Exif) -> Callable[[Pixels], Pixels]:
+    """The view of an upright picture in which its pixels lie as they do in its file."""
+    return _AS_STORED.get(_code(exif.get(_ORIENTATION)) or 1, _AS_STORED[1])
+
+
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The first row of each strip of a picture of this width and height, and the row behind its last."""
+    width, height = size
+    rows = max(_STRIP_PX // width, 1)
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def _strip(image: Image.Image, name: str, top: int, bottom: int) -> Pixels:
