@@ -604,3 +604,14 @@ def test_detectors_are_independent_of_the_order_of_pictures(odd, detector):
     forward, backward = (observe(list(order), [PUBLISHED], [mine]) for order in (odd, odd[::-1]))
     one, other = (seen.conditions[PUBLISHED].observed[mine.name] for seen in (forward, backward))
     np.testing.assert_allclose(one, other[::-1], rtol=1e-5)
+
+
+def test_two_detectors_of_one_name_are_refused(tiny_bundle, sets, tmp_path):
+    twin = tmp_path / "twin"
+    shutil.copytree(tiny_bundle.path, twin)
+    result = run(
+        "bench", "--real", f"cam={sets / 'r'}", "--fake", f"gen={sets / 'f'}", "--detector", tiny_bundle.path,
+        "--detector", twin, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "two detectors are called tiny" in result.output

@@ -423,3 +423,29 @@ def test_what_a_model_has_seen_travels_with_it(tmp_path: Path) -> None:
     assert not (tmp_path / "none" / "seen.txt").exists()
     with pytest.raises(BundleError, match=r"seen\.txt"):
         write(tmp_path / "bad", seen=["not a hash"])
+
+
+def test_a_bundle_that_does_not_pin_its_weights_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    manifest = json.loads((tmp_path / "m" / "bundle.json").read_text())
+    del manifest["files"]["encoder.bin"]
+    manifest["encoder"]["files"] = ["encoder.xml"]
+    (tmp_path / "m" / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"must name encoder.xml and encoder.bin"):
+        read_bundle(tmp_path / "m")
+
+
+def test_a_bundle_is_not_overwritten_with_what_lies_beside_it(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    notes = tmp_path / "m" / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(BundleError, match=r"notes.txt"):
+        write(tmp_path / "m", overwrite=True)
+    assert notes.read_text() == "mine"
+    notes.unlink()
+    write(tmp_path / "m", overwrite=True)
+
+
+def test_a_path_too_long_is_no_bundle() -> None:
+    with pytest.raises(BundleError, match="not a folder"):
+        read_bundle("x" * 300)

@@ -1,9 +1,11 @@
 """The command line's contract: lines, exit status, bad files, help, start-up, and a fit from photographs."""
 
+import hashlib
 import io
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -289,6 +291,22 @@ def test_info(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = json.loads(run("info", tiny_bundle.path, "--json").stdout)
     assert told == {"sha256": tiny_bundle.sha256, **tiny_bundle.manifest}
     assert run("info", tmp_path).exit_code == 2
+
+
+def test_info_prints_the_hash_of_the_file_whatever_the_file_says(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    forged = tmp_path / "forged"
+    shutil.copytree(tiny_bundle.path, forged)
+    manifest = forged / "bundle.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sha256": tiny_bundle.sha256}))
+    told = json.loads(run("info", forged, "--json").stdout)["sha256"]
+    assert told == hashlib.sha256(manifest.read_bytes()).hexdigest() != tiny_bundle.sha256
+
+
+def test_a_path_that_is_too_long_stops_no_other_file(tiny_bundle: Bundle, examples: Path) -> None:
+    good = examples / "generated-man.jpg"
+    result = run("detect", "--json", "--model", tiny_bundle.path, "x" * 300 + ".jpg", good)
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["unreadable", "ok"]
+    assert result.exit_code == 1
 
 
 def save_portraits(folder: Path, examples: Path, number: int) -> None:

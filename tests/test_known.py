@@ -198,7 +198,7 @@ def test_reasons_name_the_channel_that_spoke() -> None:
         "photographic",
         (
             "no more unusual than photographs: 4 % of calibration photographs look at least this unusual, "
-            "30 % at least this much like generated faces, 6 % in both together",
+            "30 % at least this much like generated faces, at most 6 % in both together",
         ),
     )
     assert judge(0.001, 0.001, 79, 0.05, known)[0] == "unsure"
@@ -323,6 +323,7 @@ def test_both_channels_are_shown_to_people(known_bundle: Bundle, examples: Path)
         app, ["detect", "--model", str(known_bundle.path), str(examples / "generated-man.jpg")]
     )
     assert "known p" in result.output
-    assert "and like generated faces, in both together" in result.output
+    assert "both p" in result.output
+    assert "by both channels' scores together" in result.output
     told = CliRunner().invoke(app, ["info", str(known_bundle.path)]).output
     assert "known generators" in told and "coarse" in told

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from lensborn.known_head import KnownHead, platt
+from lensborn.known_head import MARGIN, KnownHead, platt
 from lensborn.memory import CALIBRATE, LEARN, Memory
 from lensborn.normal_scores import normal_levels, normal_scores
 from lensborn.signs import HANDICAP, TAUGHT_HANDICAP, Floats, balance
@@ -211,7 +212,7 @@ def test_both_channels_are_judged_by_the_sum_of_their_evidence(scores: list[tupl
     calibration = HEAD.fused(HEAD.score(memory.values(EVERY)), memory.unusual)
     fused = HEAD.fused(known, first)
     each = [
-        [(1 + sum(c >= s for c in calibration[rows])) / (len(rows) + 1) for s in fused]
+        [(1 + sum(c >= s - MARGIN for c in calibration[rows])) / (len(rows) + 1) for s in fused]
         for rows in memory.populations().values()  # of which each face is there once, as it is
     ]
     np.testing.assert_allclose(HEAD.fused_p(known, first), np.max(each, axis=0), rtol=1e-9)
@@ -235,7 +236,7 @@ def test_photographs_of_every_population_keep_the_promise() -> None:
         for use in (LEARN, CALIBRATE):
             looks = rng.normal(centre, 1, (400, 1, D + 1))
             memory = memory.add(name, name == "x", looks[..., :D], looks[..., D], use)
-    head = learn(memory)
+    head = replace(learn(memory), margin=0.0)
     fresh = {name: rng.normal(centre, 1, (4000, D + 1)) for name, centre in centres.items()}
     scores = {name: head.score(rows[:, :D]) for name, rows in fresh.items()}
     alone = {name: head.p_values(one) for name, one in scores.items()}
@@ -245,6 +246,35 @@ def test_photographs_of_every_population_keep_the_promise() -> None:
         assert flagged["a"] < 0.05
         assert flagged["b"] == pytest.approx(0.05, abs=0.025)
         assert flagged["x"] > flagged["b"]
+
+
+def test_photographs_of_a_population_that_is_not_known_keep_the_promise_up_to_the_margin() -> None:
+    rng = np.random.default_rng(3)
+    looks = {name: rng.normal(centre, 1, (4000, 1, D + 1)) for name, centre in (("a", 0.0), ("x", 2.0))}
+    memory = Memory.empty(LIKE[:, :D])
+    for name, rows in looks.items():
+        for use, half in ((LEARN, rows[:2000]), (CALIBRATE, rows[2000:])):
+            memory = memory.add(name, name == "x", half[..., :D], half[..., D], use)
+    head = learn(memory)
+    alone = rng.normal(0, 1, (20000, D + 1))
+    scores, unusual = head.score(alone[:, :D]), alone[:, D]
+
+    def flagged(margin: float, stranger: float) -> float:
+        """Of photographs whose `fused` evidence is greater by that than that of those known."""
+        greater = scores + stranger * head.platt[0]
+        return float((replace(head, margin=margin).fused_p(greater, unusual) <= 0.05).mean())
+
+    assert flagged(0.0, 0.0) == pytest.approx(0.05, abs=0.01)
+    assert flagged(0.0, MARGIN) > 0.06
+    assert flagged(MARGIN, MARGIN) == pytest.approx(flagged(0.0, 0.0), abs=1e-4)
+    assert flagged(MARGIN, 0.0) < 0.04
+
+
+def test_a_bundle_of_before_the_margin_has_none() -> None:
+    arrays = HEAD.to_arrays()
+    del arrays["margin"]
+    assert again_from(HEAD, arrays).margin == 0
+    assert again_from(HEAD, HEAD.to_arrays()).margin == MARGIN
 
 
 def again_from(head: KnownHead, arrays: dict[str, np.ndarray]) -> KnownHead:
@@ -266,6 +296,10 @@ BROKEN: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "type": lambda arrays: arrays.update(features=arrays["features"].astype(np.float32)),
     "shape": lambda arrays: arrays.update(weights=arrays["weights"][:2]),
     "bias": lambda arrays: arrays.update(bias=np.zeros(2)),
+    "margin": lambda arrays: arrays.update(margin=np.zeros(2)),
+    "margin below nought": lambda arrays: arrays.update(margin=np.array([-0.1])),
+    "margin nan": lambda arrays: arrays.update(margin=np.array([np.nan])),
+    "margin infinite": lambda arrays: arrays.update(margin=np.array([np.inf])),
     "bias nan": lambda arrays: arrays.update(bias=np.array([np.nan])),
     "weights infinite": lambda arrays: arrays.update(weights=np.full(D, np.inf)),
     "grid nan": lambda arrays: arrays["grid"].__setitem__((0, 1), np.nan),
@@ -326,6 +360,10 @@ BROKEN_LESSON: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "weights of the first kind alone": lambda arrays: arrays.update(
         taught_weights=arrays["taught_weights"][:, :D]
     ),
+    "margin": lambda arrays: arrays.update(margin=np.zeros(2)),
+    "margin below nought": lambda arrays: arrays.update(margin=np.array([-0.1])),
+    "margin nan": lambda arrays: arrays.update(margin=np.array([np.nan])),
+    "margin infinite": lambda arrays: arrays.update(margin=np.array([np.inf])),
     "bias nan": lambda arrays: arrays["taught_bias"].__setitem__(1, np.nan),
     "levels that fall": lambda arrays: arrays["taught_levels"].__setitem__((0, 1, 3), 99.0),
     "levels nan": lambda arrays: arrays["taught_levels"].__setitem__((1, 0, 24), np.nan),
@@ -377,7 +415,7 @@ def test_faces_as_they_are_keep_the_promise_where_handed_on_they_look_less_stran
         memory = Memory.empty(LIKE[:, :D])
         for use in (LEARN, CALIBRATE):
             memory = memory.add("a", False, *looks(600, 0.0), use).add("x", True, *looks(200, 2.0), use)
-        head = learn(memory)
+        head = replace(learn(memory), margin=0.0)
         features, first = looks(4000, 0.0)
         fused_p = head.fused_p(head.score(features[:, 0]), first[:, 0])
         assert 0.03 < (fused_p <= 0.05).mean() < 0.07, dependence

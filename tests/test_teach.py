@@ -19,7 +19,8 @@ from lensborn.cli import app
 from lensborn.detector import Detector
 from lensborn.faces import FaceFinder, Pixels
 from lensborn.known import KnownChannel
-from lensborn.memory import CALIBRATE, LEARN, LEAST_POPULATION
+from lensborn.known_head import MARGIN
+from lensborn.memory import CALIBRATE, LEARN
 from lensborn.photo import read_photo
 from lensborn.teach import (
     DELIVERIES,
@@ -81,6 +82,13 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def test_a_name_without_a_folder_teaches_nothing(known_bundle: Bundle, tmp_path: Path) -> None:
+    """As of a shell variable that is not set: the folder of that name would be the current one."""
+    status, text = run("--fake", "new=", "--base", known_bundle.path, "--out", tmp_path / "out")
+    assert status == 2
+    assert "NAME=DIR" in text
+
+
 def test_a_generator_is_learnt_from_folders(known_bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "taught"
     status, text = run(
@@ -99,6 +107,7 @@ def test_a_generator_is_learnt_from_folders(known_bundle: Bundle, pictures: Path
     assert f"| {OWN} |" in text
     assert "give 60 or more" in text  # forty photographs are no population
     bundle = read_bundle(out)
+    assert bundle.name == "taught"
     for name, digest in read_bundle(known_bundle.path).manifest["files"].items():
         if not name.startswith("known") and name != "CARD.md":
             assert bundle.manifest["files"][name] == digest  # the first channel is the same, to the bit
@@ -258,7 +267,7 @@ def test_near_duplicates_stay_in_one_half() -> None:
 
 
 def test_a_lesson_is_learnt_and_the_old_is_kept(tiny_channel: KnownChannel) -> None:
-    lessons = [lesson("new", True, range(60), 3.0), lesson(OWN, False, range(300, 300 + ENOUGH), -3.0)]
+    lessons = [lesson("new", True, range(60), 3.0), lesson(OWN, False, range(300, 310 + ENOUGH), -3.0)]
     channel, report = teach(tiny_channel, lessons)
     before, after = tiny_channel.head.memory, channel.head.memory
     rows = len(before.features)
@@ -346,11 +355,24 @@ def test_of_few_photographs_all_calibrate(tiny_channel: KnownChannel) -> None:
         own = memory.first & (memory.sets == memory.names.index(OWN))
         return int((own & memory.rows(LEARN)).sum()), int((own & memory.rows(CALIBRATE)).sum())
 
-    assert uses(ENOUGH - 1) == (0, ENOUGH - 1)
-    learn, calibrate = uses(ENOUGH)
-    assert learn + calibrate == ENOUGH
-    assert learn > 0
-    assert calibrate >= LEAST_POPULATION
+    assert uses(ENOUGH) == (0, ENOUGH)
+    assert uses(ENOUGH + 50) == (50, ENOUGH)
+    assert uses(2 * ENOUGH + 50) == (ENOUGH + 25, ENOUGH + 25)
+
+
+def test_of_near_duplicates_one_photograph_calibrates(tiny_channel: KnownChannel) -> None:
+    faces = [studied(number) for number in range(40)]
+    faces += [studied(100 + number, faces[number].look ^ 1) for number in range(40)]
+    memory = teach(tiny_channel, [Lesson(OWN, False, tuple(faces), 0)])[0].head.memory
+    own = memory.first & (memory.sets == memory.names.index(OWN))
+    assert (own & memory.rows(CALIBRATE)).sum() == own.sum() == 40
+
+
+def test_the_margin_of_a_bundle_stays(tiny_channel: KnownChannel) -> None:
+    assert tiny_channel.head.margin == MARGIN
+    part = replace(tiny_channel.part, head=replace(tiny_channel.head, margin=0.125))
+    again, _ = teach(KnownChannel(tiny_channel.xml, part), [lesson("new", True, range(40))])
+    assert again.head.margin == 0.125
 
 
 def test_photographs_alone_can_be_taught(tiny_channel: KnownChannel) -> None:

@@ -8,6 +8,7 @@ raises BundleError. The format: docs/bundle.md.
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import stat
@@ -37,10 +38,14 @@ DENSITY = "density.safetensors"
 CALIBRATION = "calibration.safetensors"
 CARD = "CARD.md"
 SEEN = "seen.txt"
-ENCODER_XML = "encoder.xml"
+ENCODER_XML, ENCODER_BIN = "encoder.xml", "encoder.bin"
 KNOWN = "known.safetensors"
 KNOWN_XML, KNOWN_BIN = "known.xml", "known.bin"
 KNOWN_SEEN = "known-seen.txt"
+_OWN = (
+    *(MANIFEST, ENCODER_XML, ENCODER_BIN, DENSITY, CALIBRATION, CARD, SEEN),
+    *(KNOWN, KNOWN_XML, KNOWN_BIN, KNOWN_SEEN),
+)
 KNOWN_KEY = "known_generator"  # of bundle.json, where there is such a channel
 BESIDE = "beside"  # in that object: the first channel that it was calibrated with
 
@@ -129,7 +134,7 @@ def read_bundle(path: str | Path) -> Bundle:
     Raises BundleError, and nothing else, whatever the folder holds.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - a path too long, or behind a locked folder, is none
         raise BundleError(f"{folder} is not a folder: give the folder that holds {MANIFEST}")
     text = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
     manifest = _parse(text)
@@ -179,8 +184,8 @@ def write_bundle(
     target = Path(path).resolve()
     if target.exists() and not overwrite:
         raise BundleError(f"{target} exists: choose another folder, or allow it to be overwritten")
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} exists and is no bundle: choose another folder")
+    if target.exists():
+        _check_replaceable(target)
     graphs = {**(known_files or {}), **encoder_files}
     if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN, KNOWN, KNOWN_SEEN} & set(graphs):
         raise BundleError(f"encoder files cannot be called {sorted(taken)}: choose other names")
@@ -208,6 +213,16 @@ def write_bundle(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return read_bundle(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raise BundleError unless target is a bundle, and nothing else."""
+    if not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} exists and is no bundle: choose another folder")
+    if others := sorted(entry.name for entry in target.iterdir() if entry.name not in _OWN):
+        raise BundleError(
+            f"{target} holds what is no part of a bundle, as {others[0]!r}: move it, or choose another folder"
+        )
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:
@@ -413,8 +428,11 @@ def _check_manifest(manifest: Any) -> None:
         ),
         f"files must name {DENSITY}, {CALIBRATION} and {CARD}": {DENSITY, CALIBRATION, CARD} <= set(files),
         f"files cannot name {MANIFEST} itself": MANIFEST not in files,
-        f"encoder.files must be names in files, {ENCODER_XML} among them": ENCODER_XML in encoder["files"]
-        and all(isinstance(name, str) and name in files for name in encoder["files"]),
+        "encoder.files must be names in files": all(
+            isinstance(name, str) and name in files for name in encoder["files"]
+        ),
+        f"encoder.files must name {ENCODER_XML} and {ENCODER_BIN}": ENCODER_XML in encoder["files"]
+        and ENCODER_BIN in encoder["files"],
     }
     for rule, holds in rules.items():
         if not holds:

@@ -517,7 +517,7 @@ def judge(
     each = f"{unusual}, {_percent(known.p_value)} at least this much like generated faces"
     if combined > alpha:
         return "photographic", (
-            f"no more unusual than photographs: {each}, {_percent(combined)} in both together",
+            f"no more unusual than photographs: {each}, at most {_percent(combined)} in both together",
         )
     speaking = [
         word for word, p in (("unusual", p_value), ("like generated faces", known.p_value)) if p <= alpha

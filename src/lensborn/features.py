@@ -152,27 +152,26 @@ class Encoder:
 
         Raises BundleError where the graph cannot be read or has another input or output than expected.
         """
+        name = Path(xml).name
         try:
             model = core().read_model(Path(xml))
+            if len(model.inputs) != 1 or len(model.outputs) != 1:
+                raise BundleError(f"{name} must have one input and one output: export the model again")
+            shape, out = model.input(0).partial_shape, model.output(0).partial_shape
+            if not (
+                len(shape) == 4
+                and shape[1] == 3
+                and shape[2].is_static
+                and shape[2] == shape[3]
+                and len(out) == 2
+            ):
+                raise BundleError(f"{name} must map (N, 3, S, S) to (N, D), not {shape} to {out}")
+            self.size: int = shape[2].get_length()
+            self.feature_dim: int = out[1].get_length()
+            model.reshape([1, 3, self.size, self.size])
+            self._graph = Graph(model)
         except RuntimeError as error:
-            raise BundleError(
-                f"{Path(xml).name} is not a graph that OpenVINO reads: export the model again"
-            ) from error
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise BundleError(f"{Path(xml).name} must have one input and one output: export the model again")
-        shape, out = model.input(0).partial_shape, model.output(0).partial_shape
-        if not (
-            len(shape) == 4
-            and shape[1] == 3
-            and shape[2].is_static
-            and shape[2] == shape[3]
-            and len(out) == 2
-        ):
-            raise BundleError(f"{Path(xml).name} must map (N, 3, S, S) to (N, D), not {shape} to {out}")
-        self.size: int = shape[2].get_length()
-        self.feature_dim: int = out[1].get_length()
-        model.reshape([1, 3, self.size, self.size])
-        self._graph = Graph(model)
+            raise BundleError(f"{name} is not a graph that OpenVINO runs: export the model again") from error
 
     def encode(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features of `crops` (N, S, S, 3), uint8 RGB: (N, D) float32, in the same order.

@@ -5,7 +5,7 @@ several populations of photographs, and the largest of theirs: what is rare must
 the faces of one publisher are not flagged for what sets them apart from the photographs of another (a Mondrian
 calibration whose stratum is not known; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005,
 section 4.5). Both channels together are judged by the sum of their scores, measured as signs are, and calibrated as
-a whole.
+a whole, with a margin for photographs of populations that are not among those calibrated on.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from lensborn.memory import CALIBRATE, LEARN, Memory
 from lensborn.signs import Regression, Scale, Signs, balance
 from lensborn.strangeness import Strangeness
 
+MARGIN = 0.25  # by which photographs of a population that is not known may look stranger; see docs/known.md
 CHECKED = 16  # kept scores, about, that are made again when a channel is read
 
 Floats = npt.NDArray[np.float64]
@@ -33,7 +34,8 @@ class KnownHead:
     Features (N, D + F) are those of the known channel's network, then those of the first channel's. `signs` in
     them, and the `scale` that measures these. `platt` (2,): stretch and shift that make the greatest log odds.
     `calibration` (m,): the scores of the m rows of the memory that calibrate, in order, kept since making them
-    takes longer than all else before the first verdict. Raises ValueError where they do not fit the memory.
+    takes longer than all else before the first verdict. `margin`, 0 or more: see `fused_p`. Raises ValueError
+    where they do not fit the memory.
     """
 
     signs: Signs
@@ -41,6 +43,7 @@ class KnownHead:
     platt: Floats
     memory: Memory
     calibration: Floats
+    margin: float = MARGIN
 
     def __post_init__(self) -> None:
         dim, taught = self.memory.features.shape[1], int(self.memory.taught.sum())
@@ -57,6 +60,8 @@ class KnownHead:
             raise ValueError("the known channel must have one score for each row that calibrates")
         if not np.isfinite(np.append(self.platt, self.calibration)).all() or not self.platt[0] > 0:
             raise ValueError("the known channel's log odds or scores are out of range")
+        if not 0 <= self.margin < np.inf:
+            raise ValueError("the known channel's margin is out of range")
         some = slice(None, None, 1 + len(self.calibration) // CHECKED)
         with np.errstate(over="ignore", invalid="ignore"):  # weights of strangers
             again = self.score(self.memory.values(calibrate[some]))
@@ -82,7 +87,7 @@ class KnownHead:
         return cls(signs, Scale.blank(), np.array([1.0, 0.0]), memory, np.zeros(1))
 
     @classmethod
-    def learn(cls, memory: Memory, dim: int) -> Self:
+    def learn(cls, memory: Memory, dim: int, margin: float = MARGIN) -> Self:
         """Fit to a memory, the first `dim` features of which are the known channel's: signs to what is to be learnt
         from; measured on photographs that calibrate, and made log odds on all that do (see `platt`), where there
         are generated faces among that.
@@ -110,7 +115,7 @@ class KnownHead:
                     "generated faces kept apart look less so than photographs: add other pictures"
                 )
         stretch, shift = log_odds
-        return cls(signs, scale, np.array(log_odds), memory, greatest * stretch + shift)
+        return cls(signs, scale, np.array(log_odds), memory, greatest * stretch + shift, margin)
 
     def score(self, features: npt.ArrayLike) -> Floats:
         """Log odds (N,) of features (N, D + F), at equal numbers of both classes; higher = more like generated."""
@@ -125,8 +130,9 @@ class KnownHead:
         return np.asarray(greater + self.scale.first(unusual))
 
     def fused_p(self, scores: npt.ArrayLike, unusual: npt.ArrayLike) -> Floats:
-        """p of both channels' scores (N,) together, calibrated as a whole; as `p_values` of one."""
-        return _largest_p(self.fused_conformals, self.fused(scores, unusual))
+        """p of both channels' scores (N,) together, calibrated as a whole; as `p_values` of one, but less the
+        margin, by which photographs of a population that is not among those calibrated on may look stranger."""
+        return _largest_p(self.fused_conformals, self.fused(scores, unusual) - self.margin)
 
     def p_values(self, scores: npt.ArrayLike) -> Floats:
         """p of scores (N,), the largest over the populations; in 1 / (m + 1) .. 1, m the faces of the smallest."""
@@ -187,12 +193,14 @@ class KnownHead:
             "taught_levels": self.scale.taught,
             "platt": self.platt,
             "calibration": self.calibration,
+            "margin": np.array([self.margin]),
             **{name: getattr(self.memory, name) for name in _REMEMBERED},
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], sets: Mapping[str, bool]) -> Self:
         """Read what `to_arrays` gave; `sets`: which of the named sets are generated. ValueError where malformed."""
+        arrays = {"margin": np.zeros(1), **arrays}  # bundles of before lensborn-9 have none
         for name, (kind, dimensions) in _ARRAYS.items():
             if name not in arrays or arrays[name].dtype != kind or arrays[name].ndim != dimensions:
                 raise ValueError(
@@ -202,7 +210,9 @@ class KnownHead:
         memory = Memory(
             **{name: arrays[name] for name in _REMEMBERED}, names=tuple(sets), generated=generated
         )
-        if arrays["bias"].shape != (1,) or len(arrays["taught_weights"]) != len(arrays["taught_bias"]):
+        if len(arrays["taught_weights"]) != len(arrays["taught_bias"]) or {(1,)} != {
+            arrays[name].shape for name in ("bias", "margin")
+        }:
             raise ValueError("the known channel's weights are malformed")
         signs = Signs(
             Regression(arrays["weights"], float(arrays["bias"][0])),
@@ -210,7 +220,7 @@ class KnownHead:
             tuple(map(Regression, arrays["taught_weights"], arrays["taught_bias"].tolist())),
         )
         scale = Scale(arrays["levels"], arrays["kin"], arrays["taught_levels"])
-        return cls(signs, scale, arrays["platt"], memory, arrays["calibration"])
+        return cls(signs, scale, arrays["platt"], memory, arrays["calibration"], float(arrays["margin"][0]))
 
 
 _REMEMBERED = ("features", "grid", "unusual", "faces", "sets", "uses", "taught")
@@ -226,6 +236,7 @@ _ARRAYS: Mapping[str, tuple[type, int]] = {
     "taught_levels": (np.float64, 3),
     "platt": (np.float64, 1),
     "calibration": (np.float64, 1),
+    "margin": (np.float64, 1),
     "features": (np.uint8, 2),
     "grid": (np.float64, 2),
     "unusual": (np.float32, 1),

@@ -166,7 +166,7 @@ def find_photos(paths: Iterable[Path]) -> Iterator[Path]:
     says what is wrong.
     """
     for path in paths:
-        if path.is_dir() and path.suffix.lower() not in PHOTO_SUFFIXES:
+        if _is_folder(path) and path.suffix.lower() not in PHOTO_SUFFIXES:
             yield from _walk(path)
         else:
             yield path
@@ -251,17 +251,22 @@ def _refusal(error: Exception) -> str:
             return "the file cannot be opened: check the path and the disk"
 
 
+def _is_folder(path: Path) -> bool:
+    """Not where it may not be looked at, or its name is too long, for which Path.is_dir raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        if entry.suffix.lower() in PHOTO_SUFFIXES:
-            yield entry
-        elif not entry.is_symlink() and entry.is_dir():
-            yield from _walk(entry)
+    left = [folder]  # not by recursion: folders may lie deeper than Python's stack
+    while left:
+        path = left.pop()
+        if path.suffix.lower() in PHOTO_SUFFIXES:
+            yield path
+        elif path == folder or (_is_folder(path) and not path.is_symlink()):
+            try:
+                left += sorted(path.iterdir(), reverse=True)
+            except OSError:
+                yield path
 
 
 # --- pixels -------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ ones. Half of the new pictures, chosen by hash, measure what that brings; the he
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from lensborn import defaults
 from lensborn.bench.audit import Container, read_container
 from lensborn.bench.metrics import Interval, measures, rate
+from lensborn.bundle import KnownPart
 from lensborn.datasets.corpus import split_of
 from lensborn.delivery import ROUGH, delivered_face, resized
 from lensborn.detector import Detector, in_order
@@ -32,9 +33,7 @@ from lensborn.photo import UnreadableError, decode_photo, open_regular
 DELIVERIES = 2  # of each face, beside the picture as it is: what a site does to it must not matter
 MOST = 2000  # pictures of a set; more bring little, and a bundle should stay small
 LEAST = 30  # different faces of a generator, or photographs, from which anything can be said
-#: Photographs of which half can be spared to learn from; of fewer, all calibrate. But for one draw in 170, a hash
-#: leaves `memory.LEAST_POPULATION` of them or more, to be a population of their own to calibrate on.
-ENOUGH = 150
+ENOUGH = 150  # different photographs that calibrate before any are spared to learn from
 JUDGE = "judge"
 HALVES = (("learn", 0.5), (JUDGE, 0.5))
 NEAR = 6  # bits of 64 in which the looks of near-duplicates differ at most ...
@@ -74,7 +73,7 @@ class Studied:
 class Lesson:
     """What is known of one set of pictures: `faces` studied, and how many pictures gave none.
 
-    Half of the faces are kept apart to measure on; near-duplicates stay together.
+    Half of a generator's faces are kept apart to measure on, near-duplicates together.
     """
 
     name: str
@@ -93,15 +92,22 @@ class Lesson:
     def halves(self) -> tuple[list[Studied], list[Studied]]:
         """The faces to learn from, and those to judge by: a hash of each group's least digest decides.
 
-        Photographs that judge calibrate, too; of fewer than ENOUGH all do.
+        Photographs that judge calibrate, too: half of them, or ENOUGH where that is more; of near-duplicates one
+        counts.
         """
-        if not self.generated and len(self.faces) < ENOUGH:
-            return [], list(self.faces)
+        groups = [
+            sorted(
+                (self.faces[n] for n in np.flatnonzero(self.groups == group)), key=lambda face: face.sha256
+            )
+            for group in range(self.groups.max(initial=-1) + 1)
+        ]
+        if not self.generated:
+            different = sorted((group[0] for group in groups), key=lambda face: face.sha256)
+            calibrating = max(ENOUGH, len(different) // 2)
+            return different[calibrating:], different[:calibrating]
         parts: tuple[list[Studied], list[Studied]] = ([], [])
-        for group in range(self.groups.max(initial=-1) + 1):
-            members = [self.faces[number] for number in np.flatnonzero(self.groups == group)]
-            digest = min(face.sha256 for face in members)
-            parts[split_of(f"teach/{digest}", HALVES) == JUDGE].extend(members)
+        for group in groups:
+            parts[split_of(f"teach/{group[0].sha256}", HALVES) == JUDGE].extend(group)
         return parts
 
 
@@ -289,7 +295,8 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     """
     memory = channel.head.memory
     check(lessons, memory, channel.part.seen)
-    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False), channel.head.dim)
+    dim, margin = channel.head.dim, channel.head.margin
+    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False), dim, margin)
     judged = {lesson.name: np.stack([face.plain for face in lesson.halves[1]]) for lesson in lessons}
     own = [judged[lesson.name] for lesson in lessons if not lesson.generated]
     # as they are; no head learns from them
@@ -304,9 +311,12 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
         if memory.generated[number] and name not in judged
     ]
     seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
-    head = KnownHead.learn(_extended(memory, lessons, whole=True), channel.head.dim)
+    head = KnownHead.learn(_extended(memory, lessons, whole=True), dim, margin)
     alarms = [_alarms(lesson, channel.head, head) for lesson in lessons if not lesson.generated]
-    return KnownChannel(channel.xml, replace(channel.part, head=head, seen=seen)), Report(changes, alarms)
+    # what was measured of another head is not said of this one
+    manifest = {key: value for key, value in channel.part.manifest.items() if key != "measured"}
+    part = KnownPart(head, manifest, seen)
+    return KnownChannel(channel.xml, part), Report(changes, alarms)
 
 
 def card_section(report: Report) -> str:

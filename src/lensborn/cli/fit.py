@@ -157,6 +157,15 @@ def fit(
         raise typer.BadParameter("no photographs found there", param_hint="PHOTOS...")
 
     cache = out.with_name(f".{out.name}.features.npz")
+    try:  # before an hour of reading, not after it
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        trial = cache.with_name(f"{cache.name}.new")
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{error.strerror}: choose a folder that you may write to", param_hint="--out"
+        ) from error
     features, groups, unreadable = _extract(items, export, compiled, cache)
     read = len(items) - unreadable
     typer.echo(
@@ -308,7 +317,6 @@ def _write_cache(path: Path, fingerprint: str, done: Done) -> None:
     features = [rows for _, rows in done.values() if rows is not None and len(rows)]
     if not features:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.new")
     arrays: dict[str, Any] = {
         "fingerprint": np.array(fingerprint),

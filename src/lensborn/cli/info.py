@@ -32,7 +32,7 @@ def info(
     except BundleError as error:
         raise typer.BadParameter(str(error), param_hint="BUNDLE") from error
     if as_json:
-        typer.echo(json_line({"sha256": bundle.sha256, **bundle.manifest}))
+        typer.echo(json_line({**bundle.manifest, "sha256": bundle.sha256}))
         return
     manifest, console = bundle.manifest, Console(highlight=False)
     console.print(_settings({"name": bundle.name, "sha256": bundle.sha256, "folder": str(bundle.path)}))

@@ -52,5 +52,10 @@ def manipulations(
         cv2.putText(
             heading, name.replace("_", " "), place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA
         )
-    Image.fromarray(np.vstack([heading, *rows])).save(out)
+    try:
+        Image.fromarray(np.vstack([heading, *rows])).save(out)
+    except (OSError, ValueError) as error:  # ValueError: of a suffix that Pillow does not know
+        raise typer.BadParameter(
+            f"{error}: name a picture in a folder that is there", param_hint="--out"
+        ) from error
     typer.echo(f"{len(rows)} faces: {out}")

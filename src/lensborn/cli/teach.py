@@ -66,7 +66,8 @@ def teach(
     try:
         channel, report = learn(known, lessons)
         card = f"{detector.card}\n{card_section(report)}"
-        bundle = detector.with_known(channel, card=card).save(out, overwrite=overwrite)
+        taught = detector.with_known(channel, name=out.resolve().name, card=card)
+        bundle = taught.save(out, overwrite=overwrite)
     except ValueError as error:  # LessonError and BundleError, and a head that cannot be learnt
         typer.echo(f"lensborn teach: {error}", err=True)
         raise typer.Exit(2) from error
@@ -93,8 +94,8 @@ def teach(
 
 
 def _named(text: str) -> tuple[str, Path]:
-    name, separator, folder = text.partition("=")
-    if not name or not separator or not name.isprintable():
+    name, _, folder = text.partition("=")
+    if not name or not folder or not name.isprintable():
         raise typer.BadParameter(
             f"{text!r} is not NAME=DIR, as newgen=downloads/newgen is", param_hint="--fake"
         )
