@@ -51,6 +51,9 @@ BENCHMARKS = {
     "scan-memory": Benchmark(
         SPEED, "scan_memory.py", "--files 100000 --large 10000", "--files 30 --large 2000 --copies 1"
     ),
+    "precision": Benchmark(
+        SPEED, "precision.py", "--corpus CORPUS --rounds 3", "--corpus CORPUS --limit 60 --rounds 1"
+    ),
     "training": Benchmark(
         SPEED,
         "training_speed.py",

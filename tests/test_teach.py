@@ -368,11 +368,19 @@ def test_of_near_duplicates_one_photograph_calibrates(tiny_channel: KnownChannel
     assert (own & memory.rows(CALIBRATE)).sum() == own.sum() == 40
 
 
-def test_the_margin_of_a_bundle_stays(tiny_channel: KnownChannel) -> None:
+def test_the_margin_of_a_bundle_stays_until_it_knows_the_users_photographs(
+    tiny_channel: KnownChannel,
+) -> None:
     assert tiny_channel.head.margin == MARGIN
     part = replace(tiny_channel.part, head=replace(tiny_channel.head, margin=0.125))
     again, _ = teach(KnownChannel(tiny_channel.xml, part), [lesson("new", True, range(40))])
     assert again.head.margin == 0.125
+    few, _ = teach(again, [lesson(OWN, False, range(100, 140))])
+    assert few.head.margin == 0.125
+    enough, _ = teach(again, [lesson(OWN, False, range(100, 160))])
+    assert enough.head.margin == 0  # the bundle is for these
+    more, _ = teach(enough, [lesson("newer", True, range(200, 240))])
+    assert more.head.margin == 0
 
 
 def test_photographs_alone_can_be_taught(tiny_channel: KnownChannel) -> None:

@@ -19,6 +19,7 @@ def write_page(rows: Sequence[Row], page: Path) -> None:
     for section, text in (
         ("auc", tables(rows)),
         ("unseen", unseen_table(rows)),
+        ("margins", margins_table(rows)),
         ("unseen-pairs", unseen_pairs_table(rows)),
         ("signs", signs_table(rows)),
         ("conditional", conditional_table(rows)),
@@ -111,6 +112,20 @@ def unseen_table(rows: Sequence[Row]) -> str:
         known = cells["known"]
         values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
         lines.append(f"| {condition} | {name} | {shown} | {known['runs']} | {known['n']} | {values} |")
+    return "\n".join(lines)
+
+
+def margins_table(rows: Sequence[Row]) -> str:
+    """What the verdict flags of what was left out, with several margins, in Markdown: means over channels."""
+    mine = [row for row in rows if row["table"] == "margins"]
+    photographs = {row["set"] for row in rows if row["table"] == "unseen"}
+    names = sorted({row["set"] for row in mine}, key=lambda name: (name not in photographs, name))
+    keys = ("condition", "margin", "set")
+    found = {tuple(row[key] for key in keys): row["value"] for row in means_of(mine, keys, ("value",))}
+    lines = head("condition", "margin", *names)
+    for condition, margin in dict.fromkeys((row["condition"], row["margin"]) for row in mine):
+        shares = " | ".join(f"{100 * found[condition, margin, name]:.1f} %" for name in names)
+        lines.append(f"| {condition} | {margin:g} | {shares} |")
     return "\n".join(lines)
 
 
@@ -243,7 +258,8 @@ channel and without. The known channel was shown generated faces of {shown}, aga
 patch ({part.manifest["patch"]} px of a face at {part.manifest["side"]} px). It says how much a face looks
 like those, or unlike all photographs; of a generator that it was not shown it may say nothing. Calibrated on
 {populations} faces as they are and as sites hand them on; a p-value is the largest over these
-populations. The verdict is by the sum of both channels' scores, calibrated on the same faces.
+populations. The verdict is by the sum of both channels' scores, calibrated on the same faces, less a margin of
+{part.head.margin:g} for photographs of other populations.
 Faces whose crop is below {part.manifest["least_side"]} px get no such score.
 
 How it does on a generator left out (channels trained without it; `python tools/known.py measure`):

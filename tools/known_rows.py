@@ -7,6 +7,7 @@ tables of them.
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from lensborn.calibration import Conformal
 from lensborn.datasets.corpus import split_of
 from lensborn.datasets.pictures import Picture
 from lensborn.detector import Detector, half_of
+from lensborn.known_head import KnownHead
 from lensborn.photo import digest_of
 from lensborn.signs import HANDICAP
 from lensborn.teach import LEAST, Lesson, Studied, known_of, study, teach
@@ -45,6 +47,7 @@ OWN_PHOTOGRAPHS = 200  # taught of a photographic set that was left out
 #: What a channel was shown of a photographic set before it judged the set, or what is left of it.
 SHOWN = ("none", "60 %", "none; others of it", f"{OWN_PHOTOGRAPHS} taught; others of it")
 HANDICAPS = (0.0, 0.5, 1.0, 1.5)  # of faces unlike photographs, against those like generated ones
+MARGINS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4)  # for photographs of populations that are not known
 BINS = 8  # of a reliability diagram
 DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
 Row = dict[str, Any]
@@ -61,7 +64,7 @@ def generator_rows(
             look(detector, placed(some, place), f"{condition}, {name}") for some in (pictures, references)
         )
         found = auc_rows(mine, name) + flagged_rows(mine, name) + reliability_rows(mine, name)
-        found += sign_rows(mine, name)
+        found += sign_rows(mine, name) + margin_rows(known_of(detector).head, mine, name)
         found += conditional_rows(mine, reference, name)
         rows += [{"condition": condition, **row} for row in found]
     rows += damage_rows(detector, placed(judged, conditions[EQUALISED]), name)
@@ -121,6 +124,19 @@ def flagged_rows(looks: Sequence[Look], name: str) -> list[Row]:
     return rows
 
 
+def margin_rows(head: KnownHead, looks: Sequence[Look], name: str) -> list[Row]:
+    """Shares of what was left out that the verdict flags at ALPHA, with several margins."""
+    mine = [one for one in looks if one.picture.set == name]
+    known = [(one.known.score, one.score) for one in mine if one.known]
+    alone = [LEVELS["verdict"](one) for one in mine if not one.known]
+    rows = []
+    for margin in MARGINS:
+        p_values = replace(head, margin=margin).fused_p(*zip(*known, strict=True))
+        share = rate(np.append(p_values, alone) <= ALPHA)
+        rows.append({"table": "margins", "margin": margin, "set": name, "n": len(mine), **_interval(share)})
+    return rows
+
+
 def by_digest(pictures: Iterable[Picture]) -> list[Picture]:
     """Pictures in an order that says nothing of them, the same on every machine."""
     return sorted(pictures, key=lambda picture: digest_of(picture.path))
@@ -152,6 +168,8 @@ def unseen_rows(
         ):
             for row in flagged_rows(looks, name):
                 rows.append({**row, "table": "unseen", "condition": condition, "shown": shown})
+        margins = margin_rows(known_of(detector).head, before, name)
+        rows += [{**row, "condition": condition} for row in margins]
     return rows
 
 

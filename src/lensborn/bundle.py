@@ -31,7 +31,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILES = 32
-SHIPPED = Path(__file__).parent / "models" / "lensborn-8"
+SHIPPED = Path(__file__).parent / "models" / "lensborn-9"
 
 MANIFEST = "bundle.json"
 DENSITY = "density.safetensors"

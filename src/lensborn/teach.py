@@ -291,12 +291,13 @@ def distances(some: Sequence[Studied], others: Sequence[Studied]) -> npt.NDArray
 def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChannel, Report]:
     """The channel with a head that knows the lessons too, and what that changed.
 
-    Raises LessonError as `check` does.
+    Where photographs of the lessons become a population to calibrate on, the channel is for those from then on, and
+    has no margin for others. Raises LessonError as `check` does.
     """
     memory = channel.head.memory
     check(lessons, memory, channel.part.seen)
-    dim, margin = channel.head.dim, channel.head.margin
-    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False), dim, margin)
+    dim = channel.head.dim
+    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False), dim)
     judged = {lesson.name: np.stack([face.plain for face in lesson.halves[1]]) for lesson in lessons}
     own = [judged[lesson.name] for lesson in lessons if not lesson.generated]
     # as they are; no head learns from them
@@ -311,7 +312,9 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
         if memory.generated[number] and name not in judged
     ]
     seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
-    head = KnownHead.learn(_extended(memory, lessons, whole=True), dim, margin)
+    taught = _extended(memory, lessons, whole=True)
+    known_now = any(lesson.name in taught.populations() for lesson in lessons if not lesson.generated)
+    head = KnownHead.learn(taught, dim, 0.0 if known_now else channel.head.margin)
     alarms = [_alarms(lesson, channel.head, head) for lesson in lessons if not lesson.generated]
     # what was measured of another head is not said of this one
     manifest = {key: value for key, value in channel.part.manifest.items() if key != "measured"}

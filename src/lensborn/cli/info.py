@@ -76,10 +76,10 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> "Table":
     from rich.table import Table  # noqa: PLC0415
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(box=None, header_style="bold", padding=(0, 2))
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))  # eight columns fit a terminal of 80
     for column in columns:
         numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(_text(column), justify="right" if numbers else "left")
+        table.add_column(_text(column), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(row.get(column)) for column in columns))
     return table
