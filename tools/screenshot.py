@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
-COLUMNS = 128
+COLUMNS = 144
 NAMES = ("portrait-fujifilm-x-t10", "generated-man", "generated-woman")
 COMMAND = ("lensborn", "detect", *(f"examples/{name}.jpg" for name in NAMES))
 RUN = "from lensborn.cli import main; main()"
