@@ -1,6 +1,7 @@
 """The benchmark from files to tables, on small trees and real parts."""
 
 import csv
+import hashlib
 import json
 import math
 import shutil
@@ -476,6 +477,16 @@ def test_evaluate_measures_one_model_on_everything(tiny_bundle, sets, tmp_path):
         assert bench["manifest"]["command"].startswith(
             f"lensborn evaluate --protocol {protocol} --model tiny"
         )
+
+
+def test_evaluate_says_how_many_pictures_the_model_was_made_from(detector, sets, tmp_path):
+    detector.seen = frozenset(
+        {hashlib.sha256(sorted((sets / "r").glob("*.*"))[0].read_bytes()).hexdigest()[:16]}
+    )
+    bundle = detector.save(tmp_path / "bundle")
+    words = ("--real", f"cam={sets / 'r'}", "--fake", f"gen={sets / 'f'}")
+    result = run("evaluate", *words, "--model", bundle.path)
+    assert "1 of 37 pictures are left out" in result.output
 
 
 def test_evaluate_measures_every_channel_of_a_model(known_bundle, tiny_bundle, sets, tmp_path):

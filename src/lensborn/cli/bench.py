@@ -191,6 +191,12 @@ def run(
         observed, contestants, command=command, alpha=alpha, seed=seed, reference=reference
     )
     _print(tables)
+    if left_out := next(iter(observed.conditions.values())).reasons.count("seen"):
+        typer.echo(
+            f"{left_out} of {len(chosen)} pictures are left out, as a detector was made from them: give others, or "
+            "measure the first channel of a model alone, which may know fewer",
+            err=True,
+        )
     if out is not None:
         try:
             plots.check()
