@@ -1,4 +1,4 @@
-"""Every benchmark of speed and memory, one after the other; writes their tables into the documentation.
+"""Every benchmark of speed, memory and precision, one after the other; writes their tables into the documentation.
 
     python benchmarks/all.py [--corpus CORPUS] [--only NAME ...] [--quick]
 

@@ -15,7 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lensborn.bench import observing, protocols
-from lensborn.bench.contestants import BundleContestant, ContestantError, FunctionContestant, contestant
+from lensborn.bench.contestants import (
+    BundleContestant,
+    ContestantError,
+    FunctionContestant,
+    contestant,
+    told_apart,
+)
 from lensborn.bench.judging import ALL, CALIBRATE, FIT, TEST, Refit, entries_of, judge, parts_of
 from lensborn.bench.observing import Condition, Observed, observe
 from lensborn.bench.protocols import EQUALISED, PUBLISHED, conditions_of, show
@@ -617,7 +623,7 @@ def test_detectors_are_independent_of_the_order_of_pictures(odd, detector):
     np.testing.assert_allclose(one, other[::-1], rtol=1e-5)
 
 
-def test_two_detectors_of_one_name_are_refused(tiny_bundle, sets, tmp_path):
+def test_two_detectors_of_one_name_are_told_apart_or_refused(tiny_bundle, sets, tmp_path):
     twin = tmp_path / "twin"
     shutil.copytree(tiny_bundle.path, twin)
     result = run(
@@ -625,4 +631,12 @@ def test_two_detectors_of_one_name_are_refused(tiny_bundle, sets, tmp_path):
         "--detector", twin, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 2
-    assert "two detectors are called tiny" in result.output
+    assert "given twice" in result.output
+    (twin / "CARD.md").write_text("another")
+    manifest = json.loads((twin / "bundle.json").read_text())
+    manifest["files"]["CARD.md"] = hashlib.sha256(b"another").hexdigest()
+    (twin / "bundle.json").write_text(json.dumps(manifest))
+    one, other = told_apart([contestant(str(tiny_bundle.path)), contestant(str(twin))])
+    assert one.name == f"tiny {tiny_bundle.sha256[:8]}"
+    assert other.name.startswith("tiny ")
+    assert other.name != one.name

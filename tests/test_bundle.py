@@ -446,6 +446,12 @@ def test_a_bundle_is_not_overwritten_with_what_lies_beside_it(tmp_path: Path) ->
     write(tmp_path / "m", overwrite=True)
 
 
+def test_a_bundle_with_another_companion_can_be_overwritten(tmp_path: Path) -> None:
+    encoder = {**ENCODER, "notes.md": b"of the encoder"}
+    write(tmp_path / "m", encoder_files=encoder)
+    assert "notes.md" not in contents(write(tmp_path / "m", overwrite=True).path)
+
+
 def test_a_path_too_long_is_no_bundle() -> None:
     with pytest.raises(BundleError, match="not a folder"):
         read_bundle("x" * 300)

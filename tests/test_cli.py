@@ -309,6 +309,30 @@ def test_a_path_that_is_too_long_stops_no_other_file(tiny_bundle: Bundle, exampl
     assert result.exit_code == 1
 
 
+def test_nothing_is_read_where_a_model_cannot_be_written(
+    tiny_bundle: Bundle, tmp_path: Path, examples: Path
+) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "mine")
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    (tmp_path / "file").write_text("x")
+    for out, words in (
+        (tmp_path / "mine", ["notes.txt"]),
+        (tmp_path / "file" / "below", ["you may write to"]),
+        (tmp_path / ("x" * 120), ["100 printable"]),
+    ):
+        result = run("fit", examples, "--encoder", tiny_bundle.path, "--out", out, "--overwrite")
+        assert result.exit_code == 2, result.output
+        assert "reading faces" not in result.output
+        for word in words:
+            assert word in " ".join(result.output.split())
+
+
+def test_manipulations_that_cannot_be_saved(examples: Path, tmp_path: Path) -> None:
+    photo = examples / "portrait-fujifilm-x-t10.jpg"
+    for out in (tmp_path / "sheet.xyz", tmp_path / "missing" / "sheet.png"):
+        assert run("manipulations", photo, "--out", out).exit_code == 2
+
+
 def save_portraits(folder: Path, examples: Path, number: int) -> None:
     """Variants of two portraits, so that a small model can be fitted."""
     rng = np.random.default_rng(number)

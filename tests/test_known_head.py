@@ -360,10 +360,6 @@ BROKEN_LESSON: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "weights of the first kind alone": lambda arrays: arrays.update(
         taught_weights=arrays["taught_weights"][:, :D]
     ),
-    "margin": lambda arrays: arrays.update(margin=np.zeros(2)),
-    "margin below nought": lambda arrays: arrays.update(margin=np.array([-0.1])),
-    "margin nan": lambda arrays: arrays.update(margin=np.array([np.nan])),
-    "margin infinite": lambda arrays: arrays.update(margin=np.array([np.inf])),
     "bias nan": lambda arrays: arrays["taught_bias"].__setitem__(1, np.nan),
     "levels that fall": lambda arrays: arrays["taught_levels"].__setitem__((0, 1, 3), 99.0),
     "levels nan": lambda arrays: arrays["taught_levels"].__setitem__((1, 0, 24), np.nan),

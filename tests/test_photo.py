@@ -367,6 +367,16 @@ def test_a_jpeg_with_a_plain_margin_is_whole_and_one_cut_short_is_not(
             decode_photo(short)
 
 
+@pytest.mark.parametrize("padding", [b"\xff", b"\xff" * 16, bytes(5), bytes(500)])
+def test_a_jpeg_that_is_padded_before_its_end_is_whole(padding: bytes) -> None:
+    stream = io.BytesIO()
+    plain = np.full((64, 64, 3), 200, np.uint8)
+    plain[:32] = np.random.default_rng(0).integers(64, 192, (32, 64, 3), np.uint8)
+    Image.fromarray(plain).save(stream, "JPEG")
+    whole = stream.getvalue()
+    assert decode_photo(whole[:-2] + padding + whole[-2:]).height == 64
+
+
 def test_a_jpeg_with_a_hole_that_leaves_its_end_plain_is_refused() -> None:
     whole = (EXAMPLES / "generated-man.jpg").read_bytes()
     first, last = len(whole) * 55 // 100, len(whole) * 98 // 100

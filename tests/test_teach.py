@@ -108,6 +108,9 @@ def test_a_generator_is_learnt_from_folders(known_bundle: Bundle, pictures: Path
     assert "give 60 or more" in text  # forty photographs are no population
     bundle = read_bundle(out)
     assert bundle.name == "taught"
+    card = (out / "CARD.md").read_text("utf-8")
+    assert card.startswith("# taught\n")
+    assert f"margin for photographs of others is {MARGIN:g}" in card
     for name, digest in read_bundle(known_bundle.path).manifest["files"].items():
         if not name.startswith("known") and name != "CARD.md":
             assert bundle.manifest["files"][name] == digest  # the first channel is the same, to the bit

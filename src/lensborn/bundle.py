@@ -42,10 +42,6 @@ ENCODER_XML, ENCODER_BIN = "encoder.xml", "encoder.bin"
 KNOWN = "known.safetensors"
 KNOWN_XML, KNOWN_BIN = "known.xml", "known.bin"
 KNOWN_SEEN = "known-seen.txt"
-_OWN = (
-    *(MANIFEST, ENCODER_XML, ENCODER_BIN, DENSITY, CALIBRATION, CARD, SEEN),
-    *(KNOWN, KNOWN_XML, KNOWN_BIN, KNOWN_SEEN),
-)
 KNOWN_KEY = "known_generator"  # of bundle.json, where there is such a channel
 BESIDE = "beside"  # in that object: the first channel that it was calibrated with
 
@@ -178,14 +174,11 @@ def write_bundle(
     Bundle. known: the second channel, whose graph, `known.xml` and its companions, is in known_files. The same
     arguments give the same bytes, and those of the first channel do not depend on the second.
 
-    Raises BundleError where path exists (with overwrite: exists and is no bundle) or where the result could
+    Raises BundleError as `check_target` does, and where the result could
     not be read back, OSError where the disk refuses.
     """
     target = Path(path).resolve()
-    if target.exists() and not overwrite:
-        raise BundleError(f"{target} exists: choose another folder, or allow it to be overwritten")
-    if target.exists():
-        _check_replaceable(target)
+    check_target(target, overwrite=overwrite)
     graphs = {**(known_files or {}), **encoder_files}
     if taken := {MANIFEST, DENSITY, CALIBRATION, CARD, SEEN, KNOWN, KNOWN_SEEN} & set(graphs):
         raise BundleError(f"encoder files cannot be called {sorted(taken)}: choose other names")
@@ -215,11 +208,22 @@ def write_bundle(
     return read_bundle(target)
 
 
-def _check_replaceable(target: Path) -> None:
-    """Raise BundleError unless target is a bundle, and nothing else."""
+def check_target(path: str | Path, *, overwrite: bool) -> None:
+    """Raise BundleError where a bundle may not be written: where something is, and with `overwrite` where that is
+    no bundle, or holds what is no part of one."""
+    target = Path(path).resolve()
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise BundleError(
+            f"{target} exists: choose another folder, or allow it to be overwritten (--overwrite)"
+        )
     if not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is no bundle: choose another folder")
-    if others := sorted(entry.name for entry in target.iterdir() if entry.name not in _OWN):
+    manifest = _parse(_read(target, MANIFEST, MAX_MANIFEST_BYTES))
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    own = {MANIFEST, *files} if isinstance(files, dict) else {MANIFEST}
+    if others := sorted(entry.name for entry in target.iterdir() if entry.name not in own):
         raise BundleError(
             f"{target} holds what is no part of a bundle, as {others[0]!r}: move it, or choose another folder"
         )

@@ -260,13 +260,13 @@ def _walk(folder: Path) -> Iterator[Path]:
     left = [folder]  # not by recursion: folders may lie deeper than Python's stack
     while left:
         path = left.pop()
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            yield path
-        elif path == folder or (_is_folder(path) and not path.is_symlink()):
-            try:
-                left += sorted(path.iterdir(), reverse=True)
-            except OSError:
+        try:
+            if path != folder and path.suffix.lower() in PHOTO_SUFFIXES:
                 yield path
+            elif path == folder or stat.S_ISDIR(path.lstat().st_mode):
+                left += sorted(path.iterdir(), reverse=True)
+        except OSError:
+            yield path
 
 
 # --- pixels -------------------------------------------------------------------------------------------
@@ -388,8 +388,10 @@ def _check_jpeg_scan(file: BinaryIO, scan: int, stored: Pixels) -> None:
         return
     file.seek(0)
     coded = file.read()
-    end = coded.index(b"\xff\xd9", scan)
-    late = end - len(_NOISE)
+    end = len(
+        coded[: coded.index(b"\xff\xd9", scan)].rstrip(b"\xff")
+    )  # a marker may begin with many of these
+    late = len(coded[:end].rstrip(b"\0")) - len(_NOISE)  # some writers pad with zeros
 
     def same(jpeg: bytes) -> bool:
         with suppress(OSError):  # of noise that no decoder takes

@@ -1,7 +1,8 @@
 """Teaching the known channel new generators from a user's own pictures: features, checks, head, before and after.
 
 The encoders stay as they are; the head is learnt again from the features that the bundle remembers and the new
-ones. Half of the new pictures, chosen by hash, measure what that brings; the head that is written learns from all.
+ones. Half of a generator's pictures, chosen by hash, measure what that brings; the head that is written learns from
+all of them. Photographs calibrate; what there is beyond `ENOUGH` of them is learnt from, up to half.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from lensborn.detector import Detector, in_order
 from lensborn.faces import FaceFinder, Pixels, crop_face, crop_square
 from lensborn.known import KnownChannel, detail
 from lensborn.known_head import KnownHead
-from lensborn.memory import CALIBRATE, LEARN, Memory
+from lensborn.memory import CALIBRATE, LEARN, LEAST_POPULATION, Memory
 from lensborn.photo import UnreadableError, decode_photo, open_regular
 
 DELIVERIES = 2  # of each face, beside the picture as it is: what a site does to it must not matter
@@ -313,8 +314,10 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     ]
     seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
     taught = _extended(memory, lessons, whole=True)
-    known_now = any(lesson.name in taught.populations() for lesson in lessons if not lesson.generated)
-    head = KnownHead.learn(taught, dim, 0.0 if known_now else channel.head.margin)
+    enough = any(
+        _calibrating(taught, lesson.name) >= LEAST_POPULATION for lesson in lessons if not lesson.generated
+    )
+    head = KnownHead.learn(taught, dim, 0.0 if enough else channel.head.margin)
     alarms = [_alarms(lesson, channel.head, head) for lesson in lessons if not lesson.generated]
     # what was measured of another head is not said of this one
     manifest = {key: value for key, value in channel.part.manifest.items() if key != "measured"}
@@ -322,8 +325,19 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     return KnownChannel(channel.xml, part), Report(changes, alarms)
 
 
-def card_section(report: Report) -> str:
-    """What the model card says of lessons, in Markdown."""
+def card_of(base: str, name: str, section: str) -> str:
+    """The card of a taught model: the base's under another title, and what `card_section` says."""
+    title, _, text = base.partition("\n")
+    began = f"This model began as {title.lstrip('# ')}, of which all is said but what stands under Taught."
+    return f"# {name}\n\n{began}\n{text}\n{section}"
+
+
+def card_section(report: Report, head: KnownHead) -> str:
+    """What the model card says of lessons, and of the head that they made, in Markdown."""
+    memory = head.memory
+    populations = ", ".join(
+        f"{name} ({memory.first[rows].sum()})" for name, rows in memory.populations().items()
+    )
     changes = [
         f"| {change.generator} | {'taught' if change.new else 'known before'} | {change.faces} | "
         f"{change.photographs} | {_text(change.before)} | {_text(change.after)} |"
@@ -333,7 +347,8 @@ def card_section(report: Report) -> str:
         f"| {one.name} | {one.faces} | {_percent(one.known)} | {_percent(one.verdict)} | {one.calibrating} |"
         for one in report.alarms
     ]
-    parts = ["## Taught", _CHANGES, _table(*_CHANGES_COLUMNS, rows=changes)]
+    now = f"Calibrated on {populations} faces; the verdict's margin for photographs of others is {head.margin:g}."
+    parts = ["## Taught", now, _CHANGES, _table(*_CHANGES_COLUMNS, rows=changes)]
     if alarms:
         parts += [_ALARMS, _table(*_ALARMS_COLUMNS, rows=alarms)]
     return "\n\n".join(parts) + "\n"
@@ -394,11 +409,15 @@ def _alarms(lesson: Lesson, before: KnownHead, after: KnownHead) -> Alarms:
     scores = before.score(np.stack([face.plain for face in lesson.faces]))
     unusual = [face.unusual[0] for face in lesson.faces]
     p_values = before.p_values(scores), before.fused_p(scores, unusual)
-    memory = after.memory
-    calibrate = memory.first & memory.rows(CALIBRATE) & (memory.sets == memory.names.index(lesson.name))
     groups = lesson.groups.astype(np.str_)
     known, verdict = (rate(p <= defaults.ALPHA, groups=groups) for p in p_values)
-    return Alarms(lesson.name, len(lesson.faces), known, verdict, int(calibrate.sum()))
+    return Alarms(lesson.name, len(lesson.faces), known, verdict, _calibrating(after.memory, lesson.name))
+
+
+def _calibrating(memory: Memory, name: str) -> int:
+    """How many faces of a set calibrate."""
+    mine = memory.sets == memory.names.index(name)
+    return int((memory.first & memory.rows(CALIBRATE) & mine).sum())
 
 
 def _percent(share: Interval) -> str:

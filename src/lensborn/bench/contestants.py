@@ -221,6 +221,22 @@ def contestant(spec: str, *, refits: bool = False) -> Contestant:
     return FunctionContestant(attribute if attribute != "score" else module, function)
 
 
+def told_apart(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Contestants of which no two have one name: bundles of the same name get the start of their hash behind it.
+
+    Raises ContestantError where that does not help.
+    """
+    names = [one.name for one in contestants]
+    for one in contestants:
+        if names.count(one.name) > 1:
+            one.name = f"{one.name} {one.sha256[:8]}".rstrip()
+    if twice := {
+        one.name for one in contestants if [other.name for other in contestants].count(one.name) > 1
+    }:
+        raise ContestantError(f"{min(twice)} is given twice: give every detector once")
+    return list(contestants)
+
+
 def channel_of(detector: Detector, channel: str) -> Contestant:
     """A bundle's FIRST or KNOWN channel, or both, FUSED. Raises ContestantError where it has no known one."""
     if channel == FIRST:

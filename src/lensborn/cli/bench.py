@@ -98,7 +98,7 @@ def bench(
 
     Exit status: 0 all files read, 1 some could not be (they are counted), 2 wrong usage.
     """
-    from lensborn.bench.contestants import SHIPPED, contestant  # noqa: PLC0415
+    from lensborn.bench.contestants import SHIPPED, contestant, told_apart  # noqa: PLC0415
     from lensborn.bench.protocols import conditions_of  # noqa: PLC0415
     from lensborn.datasets.layouts import read_pictures  # noqa: PLC0415
 
@@ -110,7 +110,7 @@ def bench(
         pictures += given_pictures(real, fake, table)
         specs = detector or ([] if encoder else [SHIPPED])
         contestants = [contestant(spec, refits=refit) for spec in specs]
-        contestants += [encoder_contestant(spec) for spec in encoder or []]
+        contestants = told_apart([*contestants, *(encoder_contestant(spec) for spec in encoder or [])])
         words = [*(path.name for path in data or []), *(["--layout", layout] if layout != "auto" else [])]
         for option, values in (("--detector", detector), ("--encoder", encoder)):
             for value in values or []:

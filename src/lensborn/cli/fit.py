@@ -129,8 +129,7 @@ def fit(
     from lensborn.features import Encoder, read_encoder  # noqa: PLC0415
     from lensborn.photo import digest_of  # noqa: PLC0415
 
-    if out.exists() and not overwrite:
-        raise typer.BadParameter(f"{out} exists: choose another, or add --overwrite", param_hint="--out")
+    folder_name = checked_out(out, overwrite=overwrite)
     if not 0 < alpha < 1:
         raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
     if unknown := set(split or ()) - {known for known, _ in defaults.SPLITS}:
@@ -179,7 +178,7 @@ def fit(
             features,
             groups,
             export,
-            name=name or out.resolve().name,
+            name=name or folder_name,
             population=described,
             licence=licence,
             alpha=alpha,
@@ -203,6 +202,21 @@ def fit(
             f"({100 * row['low']:.1f} to {100 * row['high']:.1f})"
         )
     typer.echo(f"{bundle.path} is written: lensborn detect --model {out} PATH...")
+
+
+def checked_out(out: Path, *, overwrite: bool) -> str:
+    """The name of a bundle's folder. BadParameter where no bundle can be written there, as minutes of work should
+    show before, not after."""
+    from lensborn.bundle import BundleError, check_target  # noqa: PLC0415
+
+    try:
+        check_target(out, overwrite=overwrite)
+    except BundleError as error:
+        raise typer.BadParameter(str(error), param_hint="--out") from error
+    name = out.resolve().name
+    if not (0 < len(name) <= 100 and name.isprintable()):
+        raise typer.BadParameter("give a folder of 1 to 100 printable characters", param_hint="--out")
+    return name
 
 
 def _given(context: typer.Context, names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lensborn.cli.fit import checked_out
 from lensborn.cli.progress import tracked
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ def teach(
     """
     from lensborn.detector import Detector  # noqa: PLC0415  (heavy; so --help stays quick)
     from lensborn.memory import LEAST_POPULATION  # noqa: PLC0415
-    from lensborn.teach import OWN, card_section, known_of  # noqa: PLC0415
+    from lensborn.teach import OWN, card_of, card_section, known_of  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
 
-    if out.exists() and not overwrite:
-        raise typer.BadParameter(f"{out} exists: choose another, or add --overwrite", param_hint="--out")
+    name = checked_out(out, overwrite=overwrite)
     try:
         detector = Detector.load(base)
         known = known_of(detector)
@@ -65,8 +65,8 @@ def teach(
     _warn_of_format(lessons)
     try:
         channel, report = learn(known, lessons)
-        card = f"{detector.card}\n{card_section(report)}"
-        taught = detector.with_known(channel, name=out.resolve().name, card=card)
+        section = card_section(report, channel.head)
+        taught = detector.with_known(channel, name=name, card=card_of(detector.card, name, section))
         bundle = taught.save(out, overwrite=overwrite)
     except ValueError as error:  # LessonError and BundleError, and a head that cannot be learnt
         typer.echo(f"lensborn teach: {error}", err=True)
@@ -75,7 +75,7 @@ def teach(
         reason = f"{error.strerror or error}: free the disk or grant access, and run it again"
         typer.echo(f"lensborn teach: {reason}", err=True)
         raise typer.Exit(2) from error
-    typer.echo(card_section(report))
+    typer.echo(section)
     for alarms in report.alarms:
         if alarms.calibrating < LEAST_POPULATION:
             typer.echo(
