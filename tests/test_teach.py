@@ -108,6 +108,7 @@ def test_a_generator_is_learnt_from_folders(known_bundle: Bundle, pictures: Path
     assert "give 60 or more" in text  # forty photographs are no population
     bundle = read_bundle(out)
     assert bundle.name == "taught"
+    assert bundle.manifest["created"] > known_bundle.manifest["created"]
     card = (out / "CARD.md").read_text("utf-8")
     assert card.startswith("# taught\n")
     assert f"margin for photographs of others is {MARGIN:g}" in card

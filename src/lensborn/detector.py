@@ -294,7 +294,7 @@ class Detector:
         conformal = Conformal.fit(scores[~for_fit])
         manifest: dict[str, Any] = {
             "name": name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": now(),
             "licence": licence,
             "preprocessing": encoder.preprocessing.to_json(),
             "encoder": encoder.described,
@@ -325,7 +325,12 @@ class Detector:
         )
 
     def with_known(
-        self, channel: KnownChannel, *, name: str | None = None, card: str | None = None
+        self,
+        channel: KnownChannel,
+        *,
+        name: str | None = None,
+        card: str | None = None,
+        created: str | None = None,
     ) -> "Detector":
         """The same detector with another known channel, unsaved; its first channel is the same, to the bit.
 
@@ -336,8 +341,8 @@ class Detector:
         self._check_beside(channel)
         other = copy(self)
         other.known = channel
-        if name is not None:
-            other.manifest = {**self.manifest, "name": name}
+        told = {"name": name, "created": created}
+        other.manifest = {**self.manifest, **{key: value for key, value in told.items() if value is not None}}
         if card is not None:
             other.card = card
         other.info = ModelInfo(other.manifest["name"], None, self.info.alpha)
@@ -536,6 +541,11 @@ def density_kind(asked: DensityKind | None, encoder: EncoderExport) -> DensityKi
             "a contrast needs an encoder that gives textures, and this one does not: fit a mixture"
         )
     return asked or ("contrast" if encoder.texture_dim else "mixture")
+
+
+def now() -> str:
+    """When a model is made, as its bundle says it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def half_of(group: str) -> str:

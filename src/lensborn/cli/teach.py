@@ -39,7 +39,7 @@ def teach(
 
     Example: lensborn teach --fake newgen=downloads/newgen --real my-photos --out runs/mine
     """
-    from lensborn.detector import Detector  # noqa: PLC0415  (heavy; so --help stays quick)
+    from lensborn.detector import Detector, now  # noqa: PLC0415  (heavy; so --help stays quick)
     from lensborn.memory import LEAST_POPULATION  # noqa: PLC0415
     from lensborn.teach import OWN, card_of, card_section, known_of  # noqa: PLC0415
     from lensborn.teach import teach as learn  # noqa: PLC0415
@@ -66,7 +66,8 @@ def teach(
     try:
         channel, report = learn(known, lessons)
         section = card_section(report, channel.head)
-        taught = detector.with_known(channel, name=name, card=card_of(detector.card, name, section))
+        card = card_of(detector.card, name, section)
+        taught = detector.with_known(channel, name=name, card=card, created=now())
         bundle = taught.save(out, overwrite=overwrite)
     except ValueError as error:  # LessonError and BundleError, and a head that cannot be learnt
         typer.echo(f"lensborn teach: {error}", err=True)
