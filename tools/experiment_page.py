@@ -15,7 +15,7 @@ import numpy as np
 
 from lensborn.bench.plots import flagged_plot
 from lensborn.bench.protocols import EQUALISED, PUBLISHED
-from lensborn.bench.render import escaped, write
+from lensborn.bench.render import escaped, markdown_head, write
 
 CONDITIONS = (PUBLISHED, EQUALISED)
 PAGE = "experiments.md"
@@ -76,11 +76,10 @@ def chosen(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:
         for name, card in rows.items()
         if set(GENERATORS) <= card.get("summary", {}).get(EQUALISED, {}).keys()
     }
-    lines = [
-        "| left out | rows to choose from | best on the two others | mean AUC there | AUC left out | alarms "
-        f"| rank of {escaped(SHIPPED_KIND)}: AUC there, left out |",
-        "| --- " * 7 + "|",
-    ]
+    lines = markdown_head(
+        *("left out", "rows to choose from", "best on the two others", "mean AUC there", "AUC left out"),
+        *("alarms", f"rank of {escaped(SHIPPED_KIND)}: AUC there, left out"),
+    )
     for among, seeds in (("all", 1), (f"those of {SEVERAL} training seeds", SEVERAL)):
         rows = {
             name: card["summary"][EQUALISED] for name, card in cards.items() if card.get("runs", 1) >= seeds
@@ -123,7 +122,7 @@ def reached(experiments: Mapping[str, Mapping[str, Card]]) -> list[str]:
         if "summary" in card and card.get("runs", 1) >= SEVERAL
     }
     lines = ["What was asked of the first channel, and the best mean of three training seeds:", ""]
-    lines += ["| asked | at least | best row | its value |", "| --- " * 4 + "|"]
+    lines += markdown_head("asked", "at least", "best row", "its value")
     for condition, what, names, least in ASKED:
         values = {row: min(summary[condition][name] for name in names) for row, summary in several.items()}
         if values:
@@ -136,7 +135,7 @@ def table(condition: str, cards: Mapping[str, Card]) -> list[str]:
     """A line a row, with its failures."""
     found = [card["summary"][condition] for card in cards.values() if "summary" in card]
     keys = list(dict.fromkeys(key for one in found for key in one))
-    lines = [f"| {condition} | {' | '.join(keys)} |", "|" + " --- |" * (len(keys) + 1)]
+    lines = markdown_head(condition, *keys)
     for name, card in cards.items():
         if "error" in card:
             lines.append(f"| {escaped(name)} | failed: {escaped(card['error'])} |" + " |" * (len(keys) - 1))

@@ -10,7 +10,7 @@ from known_looks import LEVELS, SCORES, SIDE
 from known_rows import ALPHA, SHOWN, Row
 
 from lensborn.bench.plots import reliability_plot
-from lensborn.bench.render import write_block
+from lensborn.bench.render import markdown_head, write_block
 from lensborn.bundle import KnownPart
 
 
@@ -52,11 +52,6 @@ def means_of(rows: Sequence[Row], keys: Sequence[str], values: Sequence[str]) ->
     ]
 
 
-def head(*columns: str) -> list[str]:
-    """The first two lines of a table, in Markdown."""
-    return [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-
-
 def by_channel(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], dict[str, Row]]:
     """Rows of equal `keys`, in their order, each by its channel."""
     found: dict[tuple[Any, ...], dict[str, Row]] = {}
@@ -76,7 +71,7 @@ def tables(rows: Sequence[Row]) -> str:
             ("value", "low", "high"),
         )
         lines += [f"### {condition}", "", "AUC of the generator left out:", ""]
-        lines += head("left out", "n", "against", "n", "one-class", "known", "fused")
+        lines += markdown_head("left out", "n", "against", "n", "one-class", "known", "fused")
         for (name, against), cells in by_channel(aucs, ("set", "against")).items():
             known = cells["known"]
             values = " | ".join(_cell(cells[channel]) for channel in SCORES)
@@ -89,7 +84,7 @@ def tables(rows: Sequence[Row]) -> str:
             f"Flagged at a nominal {100 * ALPHA:g} %, of the generator left out and of photographs:",
             "",
         ]
-        lines += head("pictures", "left out", "n", "one-class", "known", "verdict")
+        lines += markdown_head("pictures", "left out", "n", "one-class", "known", "verdict")
         shares = means_of(flagged, ("channel", "set", "left_out"), ("value", "low", "high"))
         for (name, left_out), cells in by_channel(shares, ("set", "left_out")).items():
             values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
@@ -106,7 +101,9 @@ def unseen_table(rows: Sequence[Row]) -> str:
     some = [{**row, "shown": SHOWN[1]} for row in rows if row["table"] == "flagged" and row["set"] in names]
     keys = ("condition", "set", "shown")
     shares = by_channel(means_of(unseen + some, (*keys, "channel"), ("value", "low", "high")), keys)
-    lines = head("condition", "photographs", "shown", "channels", "n", "one-class", "known", "verdict")
+    lines = markdown_head(
+        "condition", "photographs", "shown", "channels", "n", "one-class", "known", "verdict"
+    )
     for condition, name, shown in product(_conditions(rows), names, SHOWN):
         cells = shares[condition, name, shown]
         known = cells["known"]
@@ -122,7 +119,7 @@ def margins_table(rows: Sequence[Row]) -> str:
     names = sorted({row["set"] for row in mine}, key=lambda name: (name not in photographs, name))
     keys = ("condition", "margin", "set")
     found = {tuple(row[key] for key in keys): row["value"] for row in means_of(mine, keys, ("value",))}
-    lines = head("condition", "margin", *names)
+    lines = markdown_head("condition", "margin", *names)
     for condition, margin in dict.fromkeys((row["condition"], row["margin"]) for row in mine):
         shares = " | ".join(f"{100 * found[condition, margin, name]:.1f} %" for name in names)
         lines.append(f"| {condition} | {margin:g} | {shares} |")
@@ -132,7 +129,7 @@ def margins_table(rows: Sequence[Row]) -> str:
 def unseen_pairs_table(rows: Sequence[Row]) -> str:
     """AUC where generator and photographs were left out, in Markdown."""
     unseen = [row for row in rows if row["table"] == "unseen auc"]
-    lines = head("condition", "generator", "n", "photographs", "n", "one-class", "known", "fused")
+    lines = markdown_head("condition", "generator", "n", "photographs", "n", "one-class", "known", "fused")
     for condition in _conditions(unseen):
         mine = [row for row in unseen if row["condition"] == condition]
         pairs = by_channel(mine, ("set", "against"))
@@ -155,7 +152,7 @@ def signs_table(rows: Sequence[Row]) -> str:
     mine = [row for row in rows if row["table"] == "signs" and row["condition"] != "published"]
     names = list(dict.fromkeys(row["left_out"] for row in mine))
     found = {(row["way"], row["left_out"]): row for row in means_of(mine, ("way", "left_out"), ("value",))}
-    lines = head(f"{SIDE} px, AUC of the generator left out", *names, "mean")
+    lines = markdown_head(f"{SIDE} px, AUC of the generator left out", *names, "mean")
     for way in dict.fromkeys(row["way"] for row in mine):
         values = [found[way, name]["value"] for name in names]
         lines.append(f"| {way} | {' | '.join(f'{v:.3f}' for v in values)} | {np.mean(values):.3f} |")
@@ -165,7 +162,9 @@ def signs_table(rows: Sequence[Row]) -> str:
 def conditional_table(rows: Sequence[Row]) -> str:
     """Three calibrations side by side, in Markdown: false alarms by set, means over all runs."""
     mine = [row for row in rows if row["table"] == "conditional"]
-    lines = head("condition", "channel", "photographs", "corpus alone", "as shipped", "given delivery")
+    lines = markdown_head(
+        "condition", "channel", "photographs", "corpus alone", "as shipped", "given delivery"
+    )
     shares = means_of(mine, ("condition", "channel", "way", "set"), ("value", "auc", "explained"))
     keys = dict.fromkeys((row["condition"], row["channel"], row["set"]) for row in shares)
     for key in keys:
@@ -182,7 +181,7 @@ def conditional_table(rows: Sequence[Row]) -> str:
 def damage_table(rows: Sequence[Row]) -> str:
     """What is too damaged for a verdict, in Markdown: means over the runs that left out the same generator."""
     mine = [row for row in rows if row["table"] == "damage"]
-    lines = head("step", "left out", "photographs unsure", "generated unsure", "AUC of the rest")
+    lines = markdown_head("step", "left out", "photographs unsure", "generated unsure", "AUC of the rest")
     for row in means_of(mine, ("step", "left_out"), ("value", "low", "high", "unsure_real", "unsure_fake")):
         shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("unsure_real", "unsure_fake"))
         auc = _cell(row) if "value" in row else "too few"
@@ -193,7 +192,7 @@ def damage_table(rows: Sequence[Row]) -> str:
 def taught_table(rows: Sequence[Row]) -> str:
     """What a lesson brings, in Markdown: means over the runs that left out the same generator."""
     mine = [row for row in rows if row["table"] == "taught"]
-    lines = head("taught", "AUC of", "n", "before", "after", "seconds")
+    lines = markdown_head("taught", "AUC of", "n", "before", "after", "seconds")
     for row in means_of(mine, ("left_out", "set"), ("value", "low", "high", "before", "seconds")):
         name = f"**{row['set']}**" if row["taught"] else row["set"]
         lines.append(
@@ -217,7 +216,7 @@ def readme_table(rows: Sequence[Row], model: str, sha256: str) -> str:
         f"left out in turn, by channels made alike; means of {channels} channels, 95 % intervals; by "
         "`tools/known.py`; more in [docs/known.md](docs/known.md).",
         "",
-        *head(
+        *markdown_head(
             *("protocol", "generator left out"),
             *("AUC, first channel", "AUC, known channel", "AUC, both", "found at 5 %"),
         ),
@@ -249,15 +248,12 @@ def card(part: KnownPart, rows: Sequence[Row]) -> str:
     shown = ", ".join(
         name for name, generated in zip(memory.names, memory.generated, strict=True) if generated
     )
-    populations = ", ".join(
-        f"{name} ({memory.first[rows].sum()})" for name, rows in memory.populations().items()
-    )
     return f"""
 Everything above is about the first channel, which never saw a generated picture; its files are the same with this
 channel and without. The known channel was shown generated faces of {shown}, against photographs, patch by
 patch ({part.manifest["patch"]} px of a face at {part.manifest["side"]} px). It says how much a face looks
 like those, or unlike all photographs; of a generator that it was not shown it may say nothing. Calibrated on
-{populations} faces as they are and as sites hand them on; a p-value is the largest over these
+{memory.calibrated_on} faces as they are and as sites hand them on; a p-value is the largest over these
 populations. The verdict is by the sum of both channels' scores, calibrated on the same faces, less a margin of
 {part.head.margin:g} for photographs of other populations.
 Faces whose crop is below {part.manifest["least_side"]} px get no such score.

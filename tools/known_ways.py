@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lensborn.bench.render import write_block
+from lensborn.bench.render import markdown_head, write_block
 from lensborn.datasets.corpus import TAGS, read_corpus
 from lensborn.detector import Detector
 from lensborn.pretext import known
@@ -136,10 +136,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 rows = [row for row in auc_rows(looks, generator) if row["channel"] == "known"]
                 kept.write_text(json.dumps(next(row for row in rows if "+" in row["against"])))
             found[way, generator] = json.loads(kept.read_text())
-    lines = [
-        f"| {SIDE} px, AUC of the generator left out | {' | '.join(GENERATORS)} | mean |",
-        "| --- " * 5 + "|",
-    ]
+    lines = markdown_head(f"{SIDE} px, AUC of the generator left out", *GENERATORS, "mean")
     for way in (*WAYS, "last"):
         rows = [found[way, generator] for generator in GENERATORS]
         cells = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]

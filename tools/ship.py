@@ -25,7 +25,7 @@ from lensborn.bench.contestants import BundleContestant
 from lensborn.bench.judging import ALL, Refit, entries_of
 from lensborn.bench.observing import observe
 from lensborn.bench.protocols import conditions_of
-from lensborn.bench.render import write_block
+from lensborn.bench.render import markdown_head, write_block
 from lensborn.bench.tables import Judged, Row, Tables, make_tables
 from lensborn.contrast import Contrast
 from lensborn.datasets.corpus import read_corpus, split_of
@@ -142,8 +142,7 @@ def readme_table(rows: list[dict[str, Any]], sha256: str) -> str:
         f"First channel, as bundle `{NAME}`, sha256 `{sha256[:16]}…`; 95 % intervals; made by `tools/ship.py`; "
         "full tables in [docs/results](docs/results/report.md), by `lensborn bench`.",
         "",
-        "| protocol | measure | set | against | n | value |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *markdown_head("protocol", "measure", "set", "against", "n", "value"),
     ]
     for row in rows:
         if row["measure"] == "AUC" and row["against"] not in ("ffhq", "photographs"):

@@ -208,6 +208,11 @@ def write_bundle(
     return read_bundle(target)
 
 
+def is_name(text: str) -> bool:
+    """Whether a bundle can be called that."""
+    return 0 < len(text) <= 100 and text.isprintable()
+
+
 def check_target(path: str | Path, *, overwrite: bool) -> None:
     """Raise BundleError where a bundle may not be written: where something is, and with `overwrite` where that is
     no bundle, or holds what is no part of one."""
@@ -413,8 +418,7 @@ def _check_manifest(manifest: Any) -> None:
     _check_types(manifest, _SCHEMA, "")
     preprocessing, encoder, files = manifest["preprocessing"], manifest["encoder"], manifest["files"]
     rules = {
-        "name must be 1 to 100 printable characters": 0 < len(manifest["name"]) <= 100
-        and manifest["name"].isprintable(),
+        "name must be 1 to 100 printable characters": is_name(manifest["name"]),
         "preprocessing.crop_scale must lie between 0 and 10": 0 < preprocessing["crop_scale"] <= 10,
         "preprocessing.size must lie in 1..4096": 1 <= preprocessing["size"] <= 4096,
         "preprocessing.mean must be three numbers": _is_triple(preprocessing["mean"]),

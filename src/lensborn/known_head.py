@@ -210,9 +210,8 @@ class KnownHead:
         memory = Memory(
             **{name: arrays[name] for name in _REMEMBERED}, names=tuple(sets), generated=generated
         )
-        if len(arrays["taught_weights"]) != len(arrays["taught_bias"]) or {(1,)} != {
-            arrays[name].shape for name in ("bias", "margin")
-        }:
+        single = all(arrays[name].shape == (1,) for name in ("bias", "margin"))
+        if not single or len(arrays["taught_weights"]) != len(arrays["taught_bias"]):
             raise ValueError("the known channel's weights are malformed")
         signs = Signs(
             Regression(arrays["weights"], float(arrays["bias"][0])),

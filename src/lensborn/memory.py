@@ -180,3 +180,8 @@ class Memory:
         joined = np.sort(np.concatenate([each[number] for number in (largest, *small)]))
         kept = {self.names[number]: each[number] for number in others if sizes[number] >= LEAST_POPULATION}
         return {" + ".join(self.names[number] for number in (largest, *small)): joined, **kept}
+
+    @property
+    def calibrated_on(self) -> str:
+        """The populations, and of how many faces each is, in words."""
+        return ", ".join(f"{name} ({self.first[rows].sum()})" for name, rows in self.populations().items())

@@ -166,7 +166,8 @@ def find_photos(paths: Iterable[Path]) -> Iterator[Path]:
     says what is wrong.
     """
     for path in paths:
-        if _is_folder(path) and path.suffix.lower() not in PHOTO_SUFFIXES:
+        # not Path.is_dir, which raises where a name is too long, or a folder may not be looked into
+        if os.path.isdir(path) and path.suffix.lower() not in PHOTO_SUFFIXES:  # noqa: PTH112
             yield from _walk(path)
         else:
             yield path
@@ -249,11 +250,6 @@ def _refusal(error: Exception) -> str:
             return _FOLDER
         case _:
             return "the file cannot be opened: check the path and the disk"
-
-
-def _is_folder(path: Path) -> bool:
-    """Not where it may not be looked at, or its name is too long, for which Path.is_dir raises."""
-    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -388,9 +384,8 @@ def _check_jpeg_scan(file: BinaryIO, scan: int, stored: Pixels) -> None:
         return
     file.seek(0)
     coded = file.read()
-    end = len(
-        coded[: coded.index(b"\xff\xd9", scan)].rstrip(b"\xff")
-    )  # a marker may begin with many of these
+    marker = coded.index(b"\xff\xd9", scan)
+    end = len(coded[:marker].rstrip(b"\xff"))  # the marker may begin with many of these
     late = len(coded[:end].rstrip(b"\0")) - len(_NOISE)  # some writers pad with zeros
 
     def same(jpeg: bytes) -> bool:

@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from lensborn import defaults
 from lensborn.bench.audit import Container, read_container
 from lensborn.bench.metrics import Interval, measures, rate
+from lensborn.bench.render import markdown_head
 from lensborn.bundle import KnownPart
 from lensborn.datasets.corpus import split_of
 from lensborn.delivery import ROUGH, delivered_face, resized
@@ -334,10 +335,6 @@ def card_of(base: str, name: str, section: str) -> str:
 
 def card_section(report: Report, head: KnownHead) -> str:
     """What the model card says of lessons, and of the head that they made, in Markdown."""
-    memory = head.memory
-    populations = ", ".join(
-        f"{name} ({memory.first[rows].sum()})" for name, rows in memory.populations().items()
-    )
     changes = [
         f"| {change.generator} | {'taught' if change.new else 'known before'} | {change.faces} | "
         f"{change.photographs} | {_text(change.before)} | {_text(change.after)} |"
@@ -347,7 +344,10 @@ def card_section(report: Report, head: KnownHead) -> str:
         f"| {one.name} | {one.faces} | {_percent(one.known)} | {_percent(one.verdict)} | {one.calibrating} |"
         for one in report.alarms
     ]
-    now = f"Calibrated on {populations} faces; the verdict's margin for photographs of others is {head.margin:g}."
+    now = (
+        f"Calibrated on {head.memory.calibrated_on} faces; the verdict's margin for photographs of others is "
+        f"{head.margin:g}."
+    )
     parts = ["## Taught", now, _CHANGES, _table(*_CHANGES_COLUMNS, rows=changes)]
     if alarms:
         parts += [_ALARMS, _table(*_ALARMS_COLUMNS, rows=alarms)]
@@ -367,7 +367,7 @@ _ALARMS_COLUMNS = ("photographs", "faces", "by the known channel", "verdict", "c
 
 
 def _table(*columns: str, rows: Sequence[str]) -> str:
-    return "\n".join(["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|", *rows])
+    return "\n".join([*markdown_head(*columns), *rows])
 
 
 def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memory:
@@ -376,12 +376,14 @@ def _extended(memory: Memory, lessons: Sequence[Lesson], *, whole: bool) -> Memo
     for lesson in lessons:
         learn, judge = lesson.halves
         if lesson.generated:
-            learn = list(lesson.faces) if whole else learn
-            memory = remembering(memory, lesson.name, True, learn, LEARN, taught=True)
-            continue
-        for faces, use in ((learn, LEARN), (judge, CALIBRATE)):
+            uses = {LEARN: list(lesson.faces) if whole else learn}
+        else:
+            uses = {LEARN: learn, CALIBRATE: judge}
+        for use, faces in uses.items():
             if faces:
-                memory = remembering(memory, lesson.name, False, faces, use)
+                memory = remembering(
+                    memory, lesson.name, lesson.generated, faces, use, taught=lesson.generated
+                )
     return memory
 
 

@@ -199,7 +199,7 @@ def contestant(spec: str, *, refits: bool = False) -> Contestant:
     """
     place, _, channel = spec.rpartition(":")
     if channel in (KNOWN, FUSED) and (place == SHIPPED or Path(place).is_dir()):
-        return ChannelContestant(_bundle(place), fused=channel == FUSED)
+        return channel_of(_bundle(place), channel)
     path = Path(spec)
     if spec == SHIPPED or path.is_dir():
         return BundleContestant(_bundle(spec), refits=refits)
@@ -224,17 +224,21 @@ def contestant(spec: str, *, refits: bool = False) -> Contestant:
 def told_apart(contestants: Sequence[Contestant]) -> list[Contestant]:
     """Contestants of which no two have one name: bundles of the same name get the start of their hash behind it.
 
-    Raises ContestantError where that does not help.
+    Raises ContestantError, as `check_names` does, where that does not help.
     """
     names = [one.name for one in contestants]
     for one in contestants:
         if names.count(one.name) > 1:
             one.name = f"{one.name} {one.sha256[:8]}".rstrip()
-    if twice := {
-        one.name for one in contestants if [other.name for other in contestants].count(one.name) > 1
-    }:
-        raise ContestantError(f"{min(twice)} is given twice: give every detector once")
+    check_names(contestants)
     return list(contestants)
+
+
+def check_names(contestants: Sequence[Contestant]) -> None:
+    """Raise ContestantError where two have one name, as nothing would tell apart what was seen of them."""
+    names = [one.name for one in contestants]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ContestantError(f"{min(twice)} is given twice: give every detector once")
 
 
 def channel_of(detector: Detector, channel: str) -> Contestant:

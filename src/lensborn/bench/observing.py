@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 import lensborn
 from lensborn.bench.audit import Container, highpass_statistics, read_container
-from lensborn.bench.contestants import Contestant, ContestantError, Floating
+from lensborn.bench.contestants import Contestant, Floating, check_names
 from lensborn.bench.protocols import Reason, Seen, is_delivery, native_crop, show
 from lensborn.bench.render import to_csv, write
 from lensborn.bench.views import View
@@ -68,11 +68,9 @@ def observe(
     """Show every picture in every condition to every contestant; `keep`: a folder for what a run has seen.
 
     A picture that a contestant was made from is measured for none of them: its reason is "seen". Raises
-    ContestantError where two have one name, as nothing would tell them apart.
+    ContestantError as `check_names` does.
     """
-    names = [contestant.name for contestant in contestants]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ContestantError(f"two detectors are called {twice[0]}: give each another name")
+    check_names(contestants)
     resumable = keep is not None and all(contestant.sha256 for contestant in contestants)
     parts: list[Observed] = []
     for start in range(0, len(pictures), CHUNK):

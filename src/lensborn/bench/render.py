@@ -44,8 +44,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
         lines += [f"## {escaped(section.title)}", ""] * bool(section.title)
         lines += [section.text, ""] * bool(section.text)
         for table in section.tables:
-            lines += [f"**{escaped(table.title)}**", "", _markdown_line(table.header)]
-            lines.append(_markdown_line(["---"] * len(table.header)))
+            lines += [f"**{escaped(table.title)}**", "", *markdown_head(*table.header)]
             lines += [_markdown_line(map(escaped, row)) for row in table.rows]
             lines += ["", table.note, ""] if table.note else [""]
         lines += [line for name, file in section.pictures for line in (f"![{escaped(name)}]({file})", "")]
@@ -134,6 +133,11 @@ def percent(row: Row, name: str) -> str:
 def escaped(text: str) -> str:
     """Text that Markdown takes literally."""
     return "".join("\\" + c if c in "\\`*_[]<>|#" else c for c in text.replace("\n", " "))
+
+
+def markdown_head(*columns: str) -> list[str]:
+    """The first two lines of a table in Markdown."""
+    return [_markdown_line(columns), _markdown_line(["---"] * len(columns))]
 
 
 def _markdown_line(cells: Any) -> str:

@@ -129,7 +129,7 @@ def fit(
     from lensborn.features import Encoder, read_encoder  # noqa: PLC0415
     from lensborn.photo import digest_of  # noqa: PLC0415
 
-    folder_name = checked_out(out, overwrite=overwrite)
+    name = checked_out(out, name, overwrite=overwrite)
     if not 0 < alpha < 1:
         raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
     if unknown := set(split or ()) - {known for known, _ in defaults.SPLITS}:
@@ -178,7 +178,7 @@ def fit(
             features,
             groups,
             export,
-            name=name or folder_name,
+            name=name,
             population=described,
             licence=licence,
             alpha=alpha,
@@ -204,19 +204,21 @@ def fit(
     typer.echo(f"{bundle.path} is written: lensborn detect --model {out} PATH...")
 
 
-def checked_out(out: Path, *, overwrite: bool) -> str:
-    """The name of a bundle's folder. BadParameter where no bundle can be written there, as minutes of work should
-    show before, not after."""
-    from lensborn.bundle import BundleError, check_target  # noqa: PLC0415
+def checked_out(out: Path, name: str | None = None, *, overwrite: bool) -> str:
+    """The name of the bundle to write: that given, or the folder's. BadParameter where it cannot be called that, or
+    be written there, which should show before minutes of work, not after."""
+    from lensborn.bundle import BundleError, check_target, is_name  # noqa: PLC0415
 
     try:
         check_target(out, overwrite=overwrite)
     except BundleError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
-    name = out.resolve().name
-    if not (0 < len(name) <= 100 and name.isprintable()):
-        raise typer.BadParameter("give a folder of 1 to 100 printable characters", param_hint="--out")
-    return name
+    called = name or out.resolve().name
+    if not is_name(called):
+        raise typer.BadParameter(
+            "give a name of 1 to 100 printable characters", param_hint="--name" if name else "--out"
+        )
+    return called
 
 
 def _given(context: typer.Context, names: Sequence[str]) -> list[str]:
