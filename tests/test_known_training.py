@@ -138,7 +138,7 @@ def test_begun_from_another_run_only_the_last_stage_learns(
     settings = replace(SMALL, backbone=backbone, epochs=1, steps=2, start=str(tmp_path / "start"))
     run = trainer(faces, tmp_path / "run", settings)
     run.fit()
-    found = run.model.encoder.state_dict()
+    found = run.model.cpu().encoder.state_dict()
     moved = {name for name, value in encoder.state_dict().items() if not torch.equal(value, found[name])}
     ids = {id(module) for part in encoder.backbone.last_stage() for module in part.modules()}
     last = tuple(

@@ -118,7 +118,8 @@ def test_a_rung_trains_and_is_measured_as_it_was_trained(corpus, tmp_path, chang
         rung, crops, tmp_path, tmp_path / "run-0", ladder.Means(destroy, {}), lambda *_: None
     )
     climb.fit()
-    assert (climb.model.rank.weight != before["rank.weight"]).any()
+    trained = climb.model.cpu().eval()
+    assert (trained.rank.weight != before["rank.weight"]).any()
     extractor = ladder.RungExtractor(tmp_path / "run-0")
     face = np.random.default_rng(0).integers(0, 256, (1, ladder.SIDE, ladder.SIDE, 3), dtype=np.uint8)
     seen = [
@@ -126,7 +127,7 @@ def test_a_rung_trains_and_is_measured_as_it_was_trained(corpus, tmp_path, chang
     ]
     planes = torch.from_numpy(np.stack(seen).transpose(0, 3, 1, 2)).float()
     with torch.no_grad():
-        wanted = climb.model.eval()(planes).mean(0)
+        wanted = trained(planes).mean(0)
     found = extractor.encode(face)[0]
     features = ladder.columns(tmp_path / "run-0", [0])
     assert_allclose(found[features], wanted, atol=1e-3 + 1e-3 * float(wanted.abs().max()))
@@ -136,10 +137,10 @@ def test_a_rung_trains_and_is_measured_as_it_was_trained(corpus, tmp_path, chang
     assert np.concatenate(layers).tolist() == list(range(len(found)))
     assert ladder.columns(tmp_path / "run-0", [4, 1]).tolist() == [*layers[4], *layers[1]]
     with torch.no_grad():
-        maps = climb.model.encoder.backbone._blocks[0]
+        maps = trained.encoder.backbone._blocks[0]
         seen_by = []
         maps.register_forward_hook(lambda _module, _given, out: seen_by.append(out))
-        climb.model.eval()(planes)
+        trained(planes)
     moments = torch.cat([seen_by[0].mean((2, 3)), seen_by[0].std((2, 3))], 1).mean(0)
     assert_allclose(found[layers[1]], moments, atol=1e-3 + 1e-3 * float(moments.abs().max()))
     with pytest.raises(ValueError, match="no stage 6"):

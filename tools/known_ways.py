@@ -51,7 +51,8 @@ class Joint(known.KnownTrainer):
     def learn_from(self, photographs: Iterator[dict[str, Tensor]]) -> None:
         """Where batches of photographs come from; the heads of the tasks."""
         self.photographs = photographs
-        self.heads = nn.Linear(FEATURES, len(TAGS) + 1)  # the tags' and, last, that of manipulated faces
+        heads = nn.Linear(FEATURES, len(TAGS) + 1)  # the tags' and, last, that of manipulated faces
+        self.heads = heads.to(self.device)
         self.optimiser.add_param_group({"params": self.heads.parameters(), "lr": self.settings.lr})
 
     def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,8 +62,9 @@ class Joint(known.KnownTrainer):
         count = len(photos["pristine"])
         seen = self.crops(torch.cat([photos["pristine"], photos["manipulated"]]))
         scores = self.heads(self.model.encoder(seen).float())
-        ranking = ranking_loss(scores[:count, :-1], photos["tags"], photos["photo"]).per_tag.sum()
-        spotting = manipulation_loss(scores[:, -1], torch.arange(2 * count) >= count)
+        tags, photo = photos["tags"].to(self.device), photos["photo"].to(self.device)
+        ranking = ranking_loss(scores[:count, :-1], tags, photo).per_tag.sum()
+        spotting = manipulation_loss(scores[:, -1], torch.arange(2 * count, device=self.device) >= count)
         return loss + (ranking + spotting) / 5, {**numbers, "loss_tasks": ranking + spotting}
 
 

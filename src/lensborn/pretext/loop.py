@@ -315,8 +315,13 @@ def place() -> tuple[int, int]:
 
 
 def device() -> torch.device:
-    """The GPU that torchrun gave to this process, else the first; the CPU where there is none."""
+    """The GPU that torchrun gave to this process, else the first; the CPU where there is none.
+
+    A GPU is told to compute the same each time, as a CPU does: a run that was killed must end as it would have.
+    """
     if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
