@@ -40,10 +40,11 @@ from known_looks import (
     equalised_once,
     labelled,
     photographs,
+    placed,
     splits_of,
 )
 from known_page import aucs_together, card, readme_table, write_page
-from known_rows import Row, generator_rows, unseen_pair_rows, unseen_rows
+from known_rows import Row, generator_rows, unseen_damage_rows, unseen_pair_rows, unseen_rows
 from rich.progress import Progress, track
 
 from lensborn.bench.render import write_block
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-9"
+NAME = "lensborn-10"
 MARK = "\n## The second channel\n"  # in a card, where what it says of the first channel ends
 LEARNT = 400  # photographs of the corpus to learn the head from, and remember, of each of two splits
 #: Modules whose code measured numbers depend on, beside the tools and `pretext.known`.
@@ -187,6 +188,7 @@ def measure_runs(name: str, runs: Sequence[Path], folder: Path, view: Path) -> l
     kinds = [next((p.label for p in mine if p.set == one), None) for one in leave_out]
     if kinds == ["real"]:
         rows = unseen_rows(detector, mine, conditions)
+        rows += unseen_damage_rows(detector, placed(mine, conditions[EQUALISED]), name)
     elif kinds == ["real", "fake"]:
         rows = unseen_pair_rows(detector, mine, conditions)
     elif kinds == ["fake"]:

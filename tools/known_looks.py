@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from lensborn import defaults
 from lensborn.bench.conditional import delivery_traits
 from lensborn.bench.delivery import equalise
 from lensborn.datasets.corpus import read_corpus, split_of
 from lensborn.datasets.pictures import Picture, pictures_of_table
-from lensborn.detector import Detector, read_faces
+from lensborn.detector import Detector, judge, read_faces
 from lensborn.faces import FaceFinder, crop_face, crop_square
-from lensborn.known import KnownGenerator, Silence
+from lensborn.known import KnownGenerator
 from lensborn.photo import decode_photo
 from lensborn.signs import measured
 from lensborn.teach import known_of
@@ -40,13 +41,13 @@ class Look:
     p_value: float
     known: KnownGenerator | None
     fused: float  # both channels' evidence, see `KnownHead.fused`; NaN where the known one says nothing
-    combined: float  # the smallest alpha at which the face is flagged; NaN where it never is
+    combined: float  # the smallest alpha at which the face is flagged; NaN where the verdict is "unsure"
     traits: Floats
     signs: Floats  # (2,), see `signs.measured`; NaN where the channel says nothing
 
     @property
-    def damaged(self) -> bool:
-        """Whether the verdict is "unsure" for lack of fine detail."""
+    def unsure(self) -> bool:
+        """Whether the face is too small, or has too little fine detail, for a verdict."""
         return bool(np.isnan(self.combined))
 
 
@@ -58,7 +59,7 @@ SCORES: dict[str, Callable[[Look], float]] = {
 LEVELS: dict[str, Callable[[Look], float]] = {
     "one-class": lambda look: look.p_value,
     "known": lambda look: look.known.p_value if look.known else 1.0,
-    "verdict": lambda look: 1.0 if look.damaged else look.combined,
+    "verdict": lambda look: 1.0 if look.unsure else look.combined,
 }
 
 
@@ -141,7 +142,8 @@ def look(detector: Detector, files: Sequence[tuple[Picture, Path]], what: str) -
                 seen = channel.look_at(patch, side).features
                 signs = measured(channel.head.signs.known(seen), channel.head.scale.levels)[0]
                 fused = float(channel.head.fused([known.score], [found.score])[0])
-            combined = np.nan if found.known is Silence.DAMAGED else found.combined
+            verdict, _ = judge(found.p_value, found.combined, side[0], defaults.ALPHA, found.known)
+            combined = np.nan if verdict == "unsure" else found.combined
             traits = delivery_traits(patch, side)[0]
             looks.append(Look(picture, found.score, found.p_value, known, fused, combined, traits, signs))
     return looks

@@ -19,6 +19,7 @@ def write_page(rows: Sequence[Row], page: Path) -> None:
     for section, text in (
         ("auc", tables(rows)),
         ("unseen", unseen_table(rows)),
+        ("unseen-damage", unseen_damage_table(rows)),
         ("margins", margins_table(rows)),
         ("unseen-pairs", unseen_pairs_table(rows)),
         ("signs", signs_table(rows)),
@@ -112,6 +113,18 @@ def unseen_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def unseen_damage_table(rows: Sequence[Row]) -> str:
+    """Shares flagged of photographic sets left out, after damage, in Markdown."""
+    mine = [row for row in rows if row["table"] == "unseen-damage"]
+    lines = markdown_head("step", "photographs", "n", "unsure", *LEVELS)
+    shares = means_of(mine, ("step", "set", "channel"), ("value", "low", "high", "unsure"))
+    for (step, name), cells in by_channel(shares, ("step", "set")).items():
+        verdict = cells["verdict"]
+        values = " | ".join(_cell(cells[channel]) for channel in LEVELS)
+        lines.append(f"| {step} | {name} | {verdict['n']} | {100 * verdict['unsure']:.1f} % | {values} |")
+    return "\n".join(lines)
+
+
 def margins_table(rows: Sequence[Row]) -> str:
     """What the verdict flags of what was left out, with several margins, in Markdown: means over channels."""
     mine = [row for row in rows if row["table"] == "margins"]
@@ -179,11 +192,19 @@ def conditional_table(rows: Sequence[Row]) -> str:
 
 
 def damage_table(rows: Sequence[Row]) -> str:
-    """What is too damaged for a verdict, in Markdown: means over the runs that left out the same generator."""
+    """What is too small or too damaged for a verdict, or flagged, in Markdown: means over the runs that left out
+    the same generator."""
     mine = [row for row in rows if row["table"] == "damage"]
-    lines = markdown_head("step", "left out", "photographs unsure", "generated unsure", "AUC of the rest")
-    for row in means_of(mine, ("step", "left_out"), ("value", "low", "high", "unsure_real", "unsure_fake")):
-        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("unsure_real", "unsure_fake"))
+    columns = {
+        "photographs unsure": "unsure_real",
+        "generated unsure": "unsure_fake",
+        "photographs flagged": "flagged_real",
+        "of the set with most": "flagged_most",
+        "generated flagged": "flagged_fake",
+    }
+    lines = markdown_head("step", "left out", *columns, "AUC of the known channel")
+    for row in means_of(mine, ("step", "left_out"), ("value", "low", "high", *columns.values())):
+        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in columns.values())
         auc = _cell(row) if "value" in row else "too few"
         lines.append(f"| {row['step']} | {row['left_out']} | {shares} | {auc} |")
     return "\n".join(lines)

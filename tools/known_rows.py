@@ -49,7 +49,10 @@ SHOWN = ("none", "60 %", "none; others of it", f"{OWN_PHOTOGRAPHS} taught; other
 HANDICAPS = (0.0, 0.5, 1.0, 1.5)  # of faces unlike photographs, against those like generated ones
 MARGINS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4)  # for photographs of populations that are not known
 BINS = 8  # of a reliability diagram
-DAMAGES = ("jpeg-95", "jpeg-75", "jpeg-50", "resize-50", "resize-25", "blur-0.5", "blur-1", "blur-2")
+DAMAGES = (
+    *("jpeg-95", "jpeg-75", "jpeg-50", "resize-75", "resize-50", "resize-25"),
+    *("blur-0.5", "blur-1", "blur-2"),
+)
 Row = dict[str, Any]
 
 
@@ -269,31 +272,59 @@ def _p(conformal: Conformal, score: float) -> float:
 
 
 def damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]], name: str) -> list[Row]:
-    """How much is too damaged for a verdict, and AUC on the rest, after steps of the benchmark's `delivery`."""
+    """How much is too small or too damaged for a verdict, how much of all is flagged (of photographs, also of the
+    set of which it is most), and the known channel's AUC, after steps of the benchmark's `delivery`."""
     rows = []
     for step in DAMAGES:
-        with tempfile.TemporaryDirectory() as place:
-            harmed = []
-            for picture, path in files:
-                target = Path(place) / path.name
-                with Image.open(path) as image:
-                    target.write_bytes(STEPS[step].apply(image.convert("RGB")))
-                harmed.append((picture, target))
-            looks = look(detector, harmed, f"{step}, {name}")
+        looks = _looks_after(step, detector, files, name)
         real, fake = (
             [one for one in looks if one.picture.label == "real"], [one for one in looks if one.picture.set == name]
         )  # fmt: skip
-        unsure = {
-            kind: rate([one.damaged for one in some]).value for kind, some in (("real", real), ("fake", fake))
-        }
         sets = sorted({one.picture.set for one in real})
         scores = [values_of(looks, some) for some in (sets, [name])]
-        row = {"step": step, "n": len(fake), "n_against": len(real)}
-        row |= {f"unsure_{kind}": round(share, 4) for kind, share in unsure.items()}
+        row: Row = {"step": step, "n": len(fake), "n_against": len(real)}
+        for kind, some in (("real", real), ("fake", fake)):
+            row[f"unsure_{kind}"] = round(rate([one.unsure for one in some]).value, 4)
+            row[f"flagged_{kind}"] = round(_flagged(some), 4)
+        row["flagged_most"] = round(
+            max(_flagged([one for one in real if one.picture.set == s]) for s in sets), 4
+        )
         if min(map(len, scores)) >= LEAST:  # else there are too few left to compare
             row |= _interval(measures(*scores, threshold=0.0)["auc"])
         rows.append({"table": "damage", **row})
     return rows
+
+
+def unseen_damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]], name: str) -> list[Row]:
+    """Shares flagged, or unsure, of a photographic set left out, after the same steps."""
+    rows: list[Row] = []
+    for step in DAMAGES:
+        looks = _looks_after(step, detector, files, name)
+        unsure = round(rate([one.unsure for one in looks]).value, 4)
+        for channel, level in LEVELS.items():
+            share = rate([level(one) <= ALPHA for one in looks])
+            row = {"step": step, "set": name, "channel": channel, "n": len(looks), "unsure": unsure}
+            rows.append({"table": "unseen-damage", **row, **_interval(share)})
+    return rows
+
+
+def _looks_after(
+    step: str, detector: Detector, files: Sequence[tuple[Picture, Path]], name: str
+) -> list[Look]:
+    """At faces after a step of the benchmark's `delivery`; `name`: of what is measured, for the progress."""
+    with tempfile.TemporaryDirectory() as place:
+        harmed = []
+        for picture, path in files:
+            target = Path(place) / path.name
+            with Image.open(path) as image:
+                target.write_bytes(STEPS[step].apply(image.convert("RGB")))
+            harmed.append((picture, target))
+        return look(detector, harmed, f"{step}, {name}")
+
+
+def _flagged(looks: Sequence[Look]) -> float:
+    """The share that the verdict flags at ALPHA."""
+    return rate([LEVELS["verdict"](one) <= ALPHA for one in looks]).value
 
 
 def taught_rows(detector: Detector, judged: Sequence[Picture], name: str) -> list[Row]:

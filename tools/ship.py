@@ -38,7 +38,7 @@ from lensborn.photo import digest_of
 ROOT = Path(__file__).parent.parent
 PROTOCOLS = ("published", "equalised")
 FITTED_ON = ("validate", "calibrate")
-NAME = "lensborn-9"
+NAME = "lensborn-10"
 POPULATION = (
     "faces cut from photographs that websites and software projects publish, of any camera, 80 to 320 px"
 )

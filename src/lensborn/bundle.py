@@ -31,7 +31,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILES = 32
-SHIPPED = Path(__file__).parent / "models" / "lensborn-9"
+SHIPPED = Path(__file__).parent / "models" / "lensborn-10"
 
 MANIFEST = "bundle.json"
 DENSITY = "density.safetensors"

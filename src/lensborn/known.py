@@ -15,13 +15,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from lensborn import defaults
 from lensborn.bundle import KNOWN_BIN, KNOWN_XML, Bundle, BundleError, KnownPart
 from lensborn.faces import Pixels, crop_faces
 from lensborn.features import Encoder
 
 Features = npt.NDArray[np.float32]
 
-ALONE = 0.2  # of alpha where this channel is silent: few photographs are so small, and they may look unusual
+#: Of alpha where this channel is silent, in bundles that let it look at larger faces alone than a verdict needs:
+#: few photographs that calibrate are so small, and they may look unusual.
+ALONE = 0.2
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,14 @@ class KnownLook:
     """How the channel looks at a face, in pixels; recorded with every model.
 
     `side`: of the face crop when it is looked at. `patch`: of its middle, which alone is seen. `least_side`: of the
-    face crop in the picture; a smaller one gets no score, as training saw none. `least_detail`: of the patch, see
-    `detail`; with less of it, neither channel can say anything (docs/known.md). Raises ValueError out of range.
+    face crop in the picture; a smaller one gets no score. (Training shrinks half of its faces, down to 60.)
+    `least_detail`: of the patch, see `detail`; with less of it, neither channel can say anything (docs/known.md).
+    Raises ValueError out of range.
     """
 
     side: int = 192
     patch: int = 128
-    least_side: int = 120
+    least_side: int = defaults.MIN_CROP_PX
     least_detail: float = 0.6
 
     def __post_init__(self) -> None:
