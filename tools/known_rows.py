@@ -285,10 +285,10 @@ def damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]], name:
         row: Row = {"step": step, "n": len(fake), "n_against": len(real)}
         for kind, some in (("real", real), ("fake", fake)):
             row[f"unsure_{kind}"] = round(rate([one.unsure for one in some]).value, 4)
-            row[f"flagged_{kind}"] = round(_flagged(some), 4)
-        row["flagged_most"] = round(
-            max(_flagged([one for one in real if one.picture.set == s]) for s in sets), 4
-        )
+        flagged = {r["set"]: r["value"] for r in flagged_rows(looks, name) if r["channel"] == "verdict"}
+        together = rate(values_of(looks, sets, LEVELS["verdict"]) <= ALPHA).value
+        row |= {"flagged_real": round(together, 4), "flagged_fake": flagged[name]}
+        row["flagged_most"] = max(flagged[one] for one in sets)
         if min(map(len, scores)) >= LEAST:  # else there are too few left to compare
             row |= _interval(measures(*scores, threshold=0.0)["auc"])
         rows.append({"table": "damage", **row})
@@ -301,10 +301,8 @@ def unseen_damage_rows(detector: Detector, files: Sequence[tuple[Picture, Path]]
     for step in DAMAGES:
         looks = _looks_after(step, detector, files, name)
         unsure = round(rate([one.unsure for one in looks]).value, 4)
-        for channel, level in LEVELS.items():
-            share = rate([level(one) <= ALPHA for one in looks])
-            row = {"step": step, "set": name, "channel": channel, "n": len(looks), "unsure": unsure}
-            rows.append({"table": "unseen-damage", **row, **_interval(share)})
+        for row in flagged_rows(looks, name):
+            rows.append({**row, "table": "unseen-damage", "step": step, "unsure": unsure})
     return rows
 
 
@@ -320,11 +318,6 @@ def _looks_after(
                 target.write_bytes(STEPS[step].apply(image.convert("RGB")))
             harmed.append((picture, target))
         return look(detector, harmed, f"{step}, {name}")
-
-
-def _flagged(looks: Sequence[Look]) -> float:
-    """The share that the verdict flags at ALPHA."""
-    return rate([LEVELS["verdict"](one) <= ALPHA for one in looks]).value
 
 
 def taught_rows(detector: Detector, judged: Sequence[Picture], name: str) -> list[Row]:

@@ -164,8 +164,8 @@ def known_of(detector: Detector) -> KnownChannel:
 def study(
     paths: Iterable[Path], detector: Detector, *, deliveries: int = DELIVERIES, seed: int = 0
 ) -> Iterator[Studied | None]:
-    """The largest face of each picture, in order; None where it can't be read, has too little detail for the known
-    channel, or a crop that is smaller than what `delivered_face` begins with.
+    """The largest face of each picture, in order; None where it can't be read, the known channel would say
+    nothing, or the crop is smaller than what `delivered_face` begins with.
 
     Raises ValueError where the detector has none.
     """
@@ -188,7 +188,7 @@ def _study(
         return None
     box, scale, size = faces[0].box, detector.preprocessing.crop_scale, detector.preprocessing.size
     x, y, side = (round(value) for value in crop_square(box, pixels.shape[1], pixels.shape[0], scale))
-    if side < SIDES[0]:  # it could not be handed on as larger ones are
+    if side < max(channel.look.least_side, SIDES[0]):  # or it could not be handed on as larger ones are
         return None
     native = np.ascontiguousarray(pixels[y : y + side, x : x + side])
     rng = np.random.default_rng([seed, int(sha256[:12], 16)])
