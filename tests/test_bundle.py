@@ -1,9 +1,12 @@
+import contextlib
 import copy
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from lensborn import bundle as module
+from lensborn import report
 from lensborn.bundle import Bundle, BundleError, read_bundle, write_bundle
 from lensborn.calibration import Conformal
 from lensborn.contrast import Contrast
 from lensborn.density import fit_mixture
+from lensborn.features import Preprocessing
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(200, 4))
@@ -210,6 +215,73 @@ def test_a_failed_rename_puts_the_old_bundle_back(folder: Path) -> None:
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_an_overwrite_that_is_interrupted_puts_the_old_bundle_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, done: bool
+) -> None:
+    """Ctrl-C before or after either rename."""
+    before, renames, rename = contents(folder), [], Path.rename
+
+    def interrupted(path: Path, to: Path) -> None:
+        renames.append(path)
+        if done or len(renames) != step:
+            rename(path, to)
+        if len(renames) == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, card="new", overwrite=True)
+    assert contents(folder) == before
+    assert [file.name for file in folder.parent.iterdir()] == ["b"]
+
+
+def test_a_new_bundle_is_on_the_disk_before_the_old_one_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    sync, rename, remove = os.fsync, Path.rename, shutil.rmtree
+
+    def synced(descriptor: int) -> None:
+        told.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def renamed(path: Path, to: Path) -> None:
+        told.append("rename")
+        rename(path, to)
+
+    def removed(path: Path, ignore_errors: bool) -> None:
+        told.append("remove")
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    write(folder, card="new", overwrite=True)
+    new = {path.stat().st_ino for path in [folder, *folder.iterdir()]}
+    assert set(told[: len(new)]) == new
+    assert told[len(new) :] == ["rename", "rename", folder.parent.stat().st_ino, "remove", "remove"]
+
+
+@pytest.mark.parametrize(
+    ("code", "refused"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)]
+)
+def test_a_disk_that_cannot_sync_folders_holds_bundles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, refused: bool
+) -> None:
+    """Some filesystems have no such call for folders."""
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError) if refused else contextlib.nullcontext():
+        write(tmp_path / "b")
+    assert (tmp_path / "b").exists() != refused
+
+
 @pytest.mark.parametrize("name", ["encoder.xml", "encoder.bin", "density.safetensors", "CARD.md"])
 def test_a_changed_or_missing_file_is_noticed(folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()
@@ -296,6 +368,49 @@ def test_text_that_is_no_manifest_is_refused(folder: Path, text: bytes) -> None:
     (folder / "bundle.json").write_bytes(text)
     with pytest.raises(BundleError, match="get an untouched copy"):
         read_bundle(folder)
+
+
+def test_a_card_that_is_no_text_is_refused(folder: Path) -> None:
+    replace(folder, "CARD.md", "# Modèle\n".encode("latin-1"))
+    with pytest.raises(BundleError, match=r"CARD\.md is not UTF-8.*get an untouched copy"):
+        read_bundle(folder)
+
+
+def test_what_is_read_is_not_too_deep_to_be_printed(tmp_path: Path) -> None:
+    value: dict[str, Any] = {}
+    for _ in range(module.MAX_DEPTH - 2):  # bundle.json itself is one, its `training` another
+        value = {"a": value}
+    bundle = write(tmp_path / "b", manifest={**MANIFEST, "training": value})
+    assert json.loads(report.json_line(bundle.manifest)) == bundle.manifest
+    for deep in ({"a": value}, {"a": [value]}):
+        with pytest.raises(BundleError, match=r"64 deep\): get an untouched copy"):
+            write(tmp_path / "c", manifest={**MANIFEST, "training": deep})
+        manifest = {**bundle.manifest, "training": deep}
+        (bundle.path / "bundle.json").write_text(json.dumps(manifest))
+        with pytest.raises(BundleError, match=r"64 deep\): get an untouched copy"):
+            read_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "fits"),
+    [
+        (1, 16, True),
+        (8, 2048, True),
+        (0.99, 16, False),
+        (8.01, 224, False),
+        (1.3, 15, False),
+        (1.3, 2049, False),
+    ],
+)
+def test_a_bundle_is_written_where_a_detector_takes_its_preprocessing(
+    tmp_path: Path, scale: float, size: int, fits: bool
+) -> None:
+    preprocessing = {**MANIFEST["preprocessing"], "crop_scale": scale, "size": size}
+    taken = contextlib.nullcontext() if fits else pytest.raises(BundleError, match="preprocessing")
+    with taken:
+        write(tmp_path / "b", manifest={**MANIFEST, "preprocessing": preprocessing})
+    with taken:
+        Preprocessing.from_json(preprocessing)
 
 
 def test_another_format_names_the_remedy(folder: Path) -> None:

@@ -203,6 +203,24 @@ def test_a_name_that_is_no_text(tiny_bundle: Bundle, examples: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
 
 
+def test_names_that_the_output_cannot_encode(
+    tiny_bundle: Bundle, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Windows writes to a file: a name is escaped, no verdict is lost."""
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    shutil.copy(examples / "generated-man.jpg", tmp_path / "é日本.jpg")
+    command = ("-c", MAIN, "detect", "--model", tiny_bundle.path)
+    done = in_a_process(*command, ".", cwd=tmp_path, encoding="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert "é\\u65e5\\u672c.jpg" in done.stdout
+    done = in_a_process(*command, "--json", ".", cwd=tmp_path, encoding="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert check_line(done.stdout)["path"] == "é日本.jpg"
+    done = in_a_process("-c", MAIN, "detect", "--model", "日本", ".", cwd=tmp_path, encoding="latin-1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "\\u65e5\\u672c" in done.stderr and "Traceback" not in done.stderr
+
+
 @given(
     st.dictionaries(
         st.text(st.characters()), st.text(st.characters()) | st.floats(allow_nan=False, allow_infinity=False)

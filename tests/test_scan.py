@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import resource
+import stat
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from lensborn.bundle import Bundle  # noqa: E402
 from lensborn.cli import app  # noqa: E402
 from lensborn.detector import Detector  # noqa: E402
 from lensborn.photo import find_photos  # noqa: E402
+from lensborn.scan import places  # noqa: E402
 from lensborn.scan import run as running  # noqa: E402
 from lensborn.scan import table as tables  # noqa: E402
 from lensborn.scan.errors import ScanError  # noqa: E402
@@ -454,6 +456,25 @@ def test_a_full_disk_loses_nothing(
     left = judged_in(out, album, detector)
     assert left <= 31 - len(judged) + 5  # unreadable files are tried again
     assert content(out) == content(undisturbed)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_disk_that_cannot_sync_folders_holds_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Some filesystems have no such call for folders; of a file, the same answer is a refusal."""
+    refused = stat.S_ISDIR
+
+    def failing(descriptor: int) -> None:
+        if refused(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with Results.opened(tmp_path / "results", {"folders": []}):
+        pass
+    refused = stat.S_ISREG
+    with pytest.raises(ScanError, match="cannot be written"), Results.opened(tmp_path / "other", {}):
+        pass
 
 
 def test_a_full_disk_is_wrong_usage_for_the_shell(album: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -892,6 +913,27 @@ def test_a_sheet_without_its_pictures(tiny_bundle: Bundle, examples: Path, tmp_p
     assert "cannot be read any more" in check_sheet(out, 3, 2)
     assert scan(folder, "--out", out, "--model", tiny_bundle.path).exit_code == 0
     assert len(rows(out)) == 2 and not (out / "sheet.html").exists()  # it would show what the table has not
+
+
+def test_a_sheet_of_a_disk_that_fails(
+    tiny_bundle: Bundle, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk opens a picture, and does not give it."""
+    from lensborn.scan.sheet import sheet
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    folder, out = tmp_path / "album", tmp_path / "results"
+    save_pictures(folder, examples, 3)
+    assert scan(folder, "--out", out, "--model", tiny_bundle.path).exit_code == 0
+    opened = places.open_regular
+    monkeypatch.setattr(
+        places, "open_regular", lambda path: Failing() if path.endswith("1.jpg") else opened(path)
+    )
+    (out / "sheet.html").write_text(sheet(out / "faces.parquet", told(out)), "utf-8")
+    assert "cannot be read any more" in check_sheet(out, 3, 2)
 
 
 # --- the extra ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from lensborn.photo import UnreadableError
 for extra in ("pyarrow", "s3fs", "boto3", "moto.server"):
     pytest.importorskip(extra, reason="needs pip install 'lensborn[dev]'")
 
+from lensborn.scan.listing import Filters, checked_roots, listed  # noqa: E402
 from lensborn.scan.places import LARGE_BYTES, Store, place_of  # noqa: E402
 
 BUCKET = "pictures"
@@ -176,6 +177,34 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(tiny_bundle: Bundl
     assert "holds a password" in refused.stderr
     assert "hush" not in refused.output
     assert not (out / "faces.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://host.example/album/0.jpg?X-Amz-Expires=9&X-Amz-Signature=hush",
+        "https://host.example?sig=hush",
+        "memory://album/0.jpg?token=hush",
+    ],
+)
+def test_a_signed_address_is_refused_and_not_repeated(
+    tiny_bundle: Bundle, tmp_path: Path, address: str
+) -> None:
+    out = tmp_path / "results"
+    refused = scan(address, "--out", out, "--model", tiny_bundle.path)
+    assert refused.exit_code == 2
+    assert "holds a query" in refused.stderr and "leave it out" in refused.stderr
+    assert "hush" not in refused.output
+    assert not out.exists()
+
+
+def test_keys_with_question_marks_are_no_queries() -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/asked/why?/0.jpg?a=b.jpg", b"no picture")
+    (root,) = checked_roots(["memory://asked/why?"])
+    (entry,) = listed([root], Filters())
+    assert place_of(entry.path).read(entry.path, entry.size) == b"no picture"
 
 
 def test_an_address_says_which_host() -> None:

@@ -5,6 +5,7 @@ bundle may come from a stranger: names are confined to the folder, sizes are bou
 raises BundleError. The format: docs/bundle.md.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -31,6 +32,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILES = 32
+MAX_DEPTH = 64  # of lists and objects of bundle.json in each other: they are printed by recursion
 SHIPPED = Path(__file__).parent / "models" / "lensborn-10"
 
 MANIFEST = "bundle.json"
@@ -145,6 +147,8 @@ def read_bundle(path: str | Path) -> Bundle:
             contents[name] = _arrays(name, data)
         elif name in (SEEN, KNOWN_SEEN):
             lists[name] = _seen(data, name)
+        elif name == CARD:
+            _check_text(name, data)
     density = _density(contents[DENSITY], manifest)
     conformal = _conformal(contents[CALIBRATION], manifest["calibration"]["n"])
     nothing: frozenset[str] = frozenset()
@@ -200,12 +204,35 @@ def write_bundle(
     fresh.mkdir()
     try:
         for name, data in {**contents, MANIFEST: text}.items():
-            (fresh / name).write_bytes(data)
+            _write_to_disk(fresh / name, data)
+        sync_folder(fresh)
         read_bundle(fresh)  # what cannot be read is never put in place
         _put_in_place(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return read_bundle(target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, as a rename needs; Windows needs and allows no such call.
+
+    Raises OSError where the disk refuses.
+    """
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some filesystems have no such call for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def preprocessing_fits(crop_scale: float, size: int) -> bool:
+    """Whether a model may have its faces cut and resized so."""
+    return 1 <= crop_scale <= 8 and 16 <= size <= 2048
 
 
 def is_name(text: str) -> bool:
@@ -234,15 +261,28 @@ def check_target(path: str | Path, *, overwrite: bool) -> None:
         )
 
 
+def _write_to_disk(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _put_in_place(fresh: Path, target: Path) -> None:
-    """Rename fresh to target; what stood there is moved aside first, and back if the second rename fails."""
+    """Rename fresh to target; what stood there is moved aside first, and back if that does not come to its end.
+
+    The old bundle is removed once the renames are on the disk, so that a loss of power leaves one of the two.
+    """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
-    if target.exists():
-        target.rename(aside)
     try:
+        if target.exists():
+            target.rename(aside)
         fresh.rename(target)
-    except OSError:
+        sync_folder(target.parent)
+    except BaseException:  # Ctrl-C, too
         if aside.exists():
+            if target.exists():  # the new one
+                target.rename(fresh)
             aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
@@ -308,9 +348,18 @@ def _parse(text: bytes) -> Any:
     try:
         manifest = json.loads(text, parse_float=_number, parse_int=_number, parse_constant=_number)
         json.dumps(manifest, ensure_ascii=False).encode()  # lone surrogates could never be printed
+        if _depth(manifest) > MAX_DEPTH:
+            raise ValueError(f"lists and objects lie more than {MAX_DEPTH} deep")
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not valid JSON ({error}): {_AGAIN}") from error
     return manifest
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects lie in each other: 0 for what is neither."""
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
 def _number(text: str) -> float | int:
@@ -329,6 +378,13 @@ def _arrays(name: str, data: bytes) -> dict[str, Any]:
         return dict(load_arrays(data))
     except Exception as error:  # the parser's own errors have no common base but this
         raise BundleError(f"{name} is not a safetensors file ({error}): {_AGAIN}") from error
+
+
+def _check_text(name: str, data: bytes) -> None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{name} is not UTF-8 ({error}): {_AGAIN}") from error
 
 
 def _seen(data: bytes, name: str) -> frozenset[str]:
@@ -419,8 +475,9 @@ def _check_manifest(manifest: Any) -> None:
     preprocessing, encoder, files = manifest["preprocessing"], manifest["encoder"], manifest["files"]
     rules = {
         "name must be 1 to 100 printable characters": is_name(manifest["name"]),
-        "preprocessing.crop_scale must lie between 0 and 10": 0 < preprocessing["crop_scale"] <= 10,
-        "preprocessing.size must lie in 1..4096": 1 <= preprocessing["size"] <= 4096,
+        "preprocessing.crop_scale must lie in 1..8 and preprocessing.size in 16..2048": preprocessing_fits(
+            preprocessing["crop_scale"], preprocessing["size"]
+        ),
         "preprocessing.mean must be three numbers": _is_triple(preprocessing["mean"]),
         "preprocessing.std must be three positive numbers": _is_triple(preprocessing["std"], positive=True),
         "encoder.texture_dim must be an integer from 0 to below encoder.feature_dim": _has_type(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lensborn import defaults
-from lensborn.bundle import MANIFEST, Bundle, BundleError, read_bundle
+from lensborn.bundle import MANIFEST, Bundle, BundleError, preprocessing_fits, read_bundle
 from lensborn.faces import RESAMPLE
 from lensborn.graph import Graph, core
 
@@ -54,7 +54,7 @@ class Preprocessing:
             raise BundleError(
                 f"preprocessing settings are malformed ({error!r}): export the model again"
             ) from error
-        if not (1 <= scale <= 8 and 16 <= size <= 2048):
+        if not preprocessing_fits(scale, size):
             raise BundleError(
                 f"preprocessing out of range (crop scale {scale}, size {size}): export the model again"
             )

@@ -1,5 +1,6 @@
 """The command line. One file a verb, and nothing heavy imported before a verb runs."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -59,6 +60,9 @@ def lensborn_(
 
 def main() -> None:
     """Run the command line; a reader that closes the pipe ends it quietly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else a file name that it cannot encode ends a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lensborn import defaults
+from lensborn.cli.detect import PIPE_WIDTH
 from lensborn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from lensborn.bench.contestants import Contestant
     from lensborn.bench.tables import Tables
     from lensborn.datasets.pictures import Label, Picture
-
-PIPE_WIDTH = 160  # columns of the tables where they go to a file or a pipe
 
 
 class ProtocolName(StrEnum):

@@ -12,7 +12,7 @@ from lensborn.cli.progress import tracked
 if TYPE_CHECKING:
     from lensborn.detector import Detection, Detector
 
-PIPE_WIDTH = 160  # columns of the table where it goes to a file or a pipe
+PIPE_WIDTH = 160  # columns of a table where it goes to a file or a pipe
 
 Model = Annotated[Path | None, typer.Option(metavar="BUNDLE", help="The model; without it, the one shipped.")]
 Alpha = Annotated[

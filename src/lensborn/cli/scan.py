@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lensborn.cli.detect import Alpha, Model, load_detector
+from lensborn.cli.detect import PIPE_WIDTH, Alpha, Model, load_detector
 from lensborn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from lensborn.detector import Detector
     from lensborn.scan.run import Engine, Progress
-
-PIPE_WIDTH = 160  # columns of the summary where it goes to a file or a pipe
 
 
 class EngineName(StrEnum):

@@ -33,7 +33,7 @@ class Place(Protocol):
     """What a scan asks of a place. Paths are as the place spells them."""
 
     def check(self, root: str) -> None:
-        """Raise ScanError, with the remedy, where there is nothing at `root`."""
+        """Raise ScanError, with the remedy, where there is nothing at `root`, or it may not go into the results."""
 
     def is_folder(self, path: str) -> bool:
         """Whether pictures may lie below `path`; raises OSError where that cannot be told."""
@@ -112,8 +112,13 @@ class Disk:
 
     def read(self, path: str, size: int | None) -> bytes:
         """See `Place.read`."""
-        with open_regular(path) as file:
-            return file.read(defaults.MAX_FILE_BYTES)
+        try:
+            with open_regular(path) as file:
+                return file.read(defaults.MAX_FILE_BYTES)
+        except OSError as error:
+            raise UnreadableError(
+                f"the disk did not give the file ({error.strerror}): check it, and scan again"
+            ) from error
 
     def judge(self, detector: Detector, path: str, size: int | None) -> Detection:
         """See `Place.judge`."""
@@ -139,7 +144,14 @@ class Store:
             ) from error
 
     def check(self, root: str) -> None:
-        """See `Place.check`."""
+        """See `Place.check`. An address with a query is refused: the results would repeat what signs it."""
+        protocol, _, rest = root.partition("://")
+        if "=" in rest.partition("?")[2]:  # a `?` alone may belong to a key
+            raise ScanError(
+                f"the {protocol} address holds a query (?name=value), which may be its signature, and the results "
+                "would repeat it: leave it out, and give credentials in the way of that store (environment, or "
+                "fsspec's configuration files), or copy the pictures to a disk"
+            )
         try:
             there = self._store.exists(self._inner(root))
         except Exception as error:  # of the store's own kinds

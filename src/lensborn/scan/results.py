@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from lensborn.bundle import sync_folder
 from lensborn.scan.errors import ScanError, cannot_write
 
 TABLE = "faces.parquet"
@@ -128,7 +129,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path.parent, error) from error
     finally:
@@ -139,16 +140,6 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text as `whole_file` does."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8"))
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk once its folder is; Windows needs and allows no such call."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
