@@ -11,13 +11,14 @@ import numpy.typing as npt
 import pytest
 from conftest import TINY_DIM, TINY_TEXTURES
 
-from lensborn import defaults
+from lensborn import defaults, photo
 from lensborn import detector as module
 from lensborn.bundle import Bundle, BundleError
 from lensborn.calibration import Conformal
 from lensborn.contrast import Contrast
 from lensborn.density import Mixture
 from lensborn.detector import Detector, ModelInfo, half_of, judge
+from lensborn.faces import FaceFinder
 from lensborn.features import read_encoder
 from lensborn.graph import cores, threads
 from lensborn.photo import read_photo
@@ -166,6 +167,20 @@ def test_large_pictures_are_decoded_one_at_a_time(
     monkeypatch.setattr(module, "LARGE_PX", 1000)
     assert len(list(detector.detect_many([examples / "generated-man.jpg"] * 6))) == 6
     assert most == 1
+
+
+def test_a_picture_beyond_the_memory_says_so(
+    detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether decoding or what comes after finds that out."""
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    for place, name in ((photo, "_pixels"), (FaceFinder, "find"), (detector.encoder, "encode")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            assert detector.detect(examples / "generated-man.jpg").error == photo.NO_MEMORY
 
 
 def test_interruption_passes(detector: Detector, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:

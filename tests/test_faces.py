@@ -105,6 +105,18 @@ def test_group_photograph(finder: FaceFinder) -> None:
     assert areas == sorted(areas, reverse=True)
 
 
+def test_of_a_mosaic_the_largest_faces_are_found(finder: FaceFinder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = crop_face(load(EXAMPLES / SINGLES[2]), (238, 190, 602, 771), 46)
+    pixels = np.tile(tile, (34, 34, 1))
+    found = finder.find(pixels)
+    assert len(found) == defaults.MAX_FACES == 1000
+    monkeypatch.setattr(defaults, "MAX_FACES", 5000)
+    every = finder.find(pixels)
+    assert len(every) > 1000
+    assert [face.box for face in found] == [face.box for face in every[:1000]]
+    assert found[-1].box[2] * found[-1].box[3] >= max(face.box[2] * face.box[3] for face in every[1000:])
+
+
 @pytest.mark.parametrize("side", [64, 100, 300, 1000])
 @pytest.mark.parametrize("scale", [1.0, 1.3])
 def test_face_that_fills_the_picture(finder: FaceFinder, side: int, scale: float) -> None:

@@ -1,8 +1,12 @@
 """Manipulations: what they change, what they leave, and that pristine faces take the same path."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from lensborn.cli import app
 from lensborn.pretext import manipulations as m
 
 SIDE = 200
@@ -130,3 +134,30 @@ def test_errors_name_the_remedy(face):
         m.manipulate(face, LANDMARKS, "nose_flip", rng)
     with pytest.raises(ValueError, match="global manipulation"):
         m.manipulate(face, None, m.EYE_FLIP, rng)
+
+
+def draw(*photos, out):
+    return CliRunner().invoke(app, ["manipulations", *map(str, photos), "--out", str(out)])
+
+
+def test_the_sheet_is_written_aside(examples: Path, tmp_path: Path):
+    """Whoever reads the old sheet meanwhile, reads it to its end; and where the disk is full, it stays."""
+    from test_scan import files_of_at_most
+
+    photo, out = examples / "portrait-fujifilm-x-t10.jpg", tmp_path / "sheet.png"
+    out.write_bytes(b"old")
+    with files_of_at_most(10_000):
+        assert draw(photo, out=out).exit_code == 2
+    assert out.read_bytes() == b"old"
+    with out.open("rb") as old:
+        assert draw(photo, out=out).exit_code == 0
+        assert old.read() == b"old"
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_a_file_that_cannot_be_read_is_named(examples: Path, tmp_path: Path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    drawn = draw(examples / "portrait-fujifilm-x-t10.jpg", tmp_path / "text.jpg", out=tmp_path / "sheet.png")
+    assert drawn.exit_code == 1
+    assert f"{tmp_path / 'text.jpg'}: not a JPEG" in drawn.stderr

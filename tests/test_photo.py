@@ -384,6 +384,110 @@ def test_a_jpeg_with_a_hole_that_leaves_its_end_plain_is_refused() -> None:
         decode_photo(whole[:first] + bytes(last - first) + whole[last:])
 
 
+def of_scans(number: int, before: bytes = b"") -> bytes:
+    """A progressive JPEG of so many scans, the last of its own again and again, with segments before those."""
+    stream = io.BytesIO()
+    scene().convert("L").save(stream, "JPEG", progressive=True)
+    whole = stream.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + before + (number - whole.count(b"\xff\xda")) * last + whole[-2:]
+
+
+def test_a_jpeg_of_too_many_scans_is_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    inert = b"\xff\xfe\0\6\xff\xd9\xff\xda"  # a comment with an end and a scan that are none
+    photo = decode_photo(of_scans(500, inert))
+    np.testing.assert_array_equal(photo.pixels, decode_photo(of_scans(10)).pixels)
+    behind = decode_photo(
+        of_scans(10) + 600 * b"\xff\xda\0\2"
+    )  # as a film may have, of a photograph that moves
+    np.testing.assert_array_equal(behind.pixels, photo.pixels)
+    monkeypatch.setattr(module._Jpeg, "load", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(module, "_decoded_by_opencv", lambda *_: pytest.fail("decoded"))
+    for before in (b"", inert):
+        with pytest.raises(UnreadableError, match="more than 500 scans: save"):
+            decode_photo(of_scans(501, before))
+
+
+@pytest.mark.parametrize(
+    ("segment", "allowed", "reason"),
+    [
+        (b"\xff\xe1\x40\0Exif\0\0" + bytes(16_376), 100, "EXIF in more than 100 segments: save"),
+        (b"\xff\xe9\0\2", 9_900, "more than 10,000 segments: save"),
+    ],
+)
+def test_a_jpeg_with_an_endless_head_is_refused_unopened(
+    monkeypatch: pytest.MonkeyPatch, segment: bytes, allowed: int, reason: str
+) -> None:
+    start, rest = jpeg_with(b"none")[:2], jpeg_with(b"none")[2:]
+    assert decode_photo(start + allowed * segment + rest).width == 48
+    monkeypatch.setattr(module._Jpeg, "_open", lambda *_: pytest.fail("opened"))
+    endless = start + (allowed + 101) * segment + rest
+    assert photo_pixels(endless) == 0
+    with pytest.raises(UnreadableError, match=reason):
+        decode_photo(endless)
+    with pytest.raises(UnreadableError, match="damaged"):  # Pillow would look behind an end marker
+        decode_photo(start + b"\xff\xd9" + endless)
+
+
+markers = st.lists(st.sampled_from([b"\xff", b"\xd9", b"\xda", b"\0", b"\4"]), max_size=40).map(b"".join)
+
+
+@given(markers, st.integers(0, 9), st.integers(2, 9))
+def test_markers_across_blocks_are_found(content: bytes, scan: int, block: int) -> None:
+    def found() -> tuple[bool, list[tuple[bytes, bytes]]]:
+        try:
+            module._check_jpeg_end(io.BytesIO(content), scan)
+        except ValueError:
+            return False, list(module._segments(io.BytesIO(content), scan))
+        return True, list(module._segments(io.BytesIO(content), scan))
+
+    ended, whole = found()
+    assert ended == (content.rfind(b"\xff\xd9", scan) >= 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_END_BLOCK", block)
+        patch.setattr(module, "_SEGMENT_BLOCK", block)
+        assert found() == (ended, whole)
+
+
+def test_a_jpeg_that_shrinks_as_its_end_is_looked_for_is_refused(tmp_path: Path) -> None:
+    """At the first call into C that looks at more than the head: memory mapped to a file would be gone by then."""
+    path = save(scene(), tmp_path / "photo.jpg", "JPEG")
+    os.truncate(path, 5_000_000)
+    code = (
+        "import os, sys; from lensborn import photo\n"
+        "path, looking = sys.argv[1], photo._check_jpeg_end\n"
+        "def shrink(frame, event, called):\n"
+        "    if event == 'c_call' and called.__name__ in ('rfind', 'read'):\n"
+        "        os.truncate(path, 1)\n"
+        "with photo.open_regular(path) as file:\n"
+        "    sys.setprofile(shrink)\n"
+        "    try:\n"
+        "        looking(file, 4_000_000)\n"
+        "    except ValueError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "no end marker\n"), done.stderr
+
+
+def test_a_picture_beyond_the_memory_is_refused_for_that(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read from /proc")
+    path = save(Image.new("RGB", (6000, 6000)), tmp_path / "large.png", "PNG")  # 144 MB, decoded
+    code = (
+        "import resource, sys; from pathlib import Path; from lensborn import photo\n"
+        "used = 1024 * int(Path('/proc/self/status').read_text().split('VmSize:')[1].split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)\n"
+        "try:\n"
+        "    photo.read_photo(sys.argv[1])\n"
+        "except photo.UnreadableError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{module.NO_MEMORY}\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

@@ -1,6 +1,9 @@
 """A folder of photographs becomes a corpus that training can read, and an interrupted run goes on."""
 
+import errno
+import hashlib
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -121,7 +124,7 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path) -> None:
     run(photos, out)
     run(photos, whole)
     assert sorted(map(str, read_table(out))) == sorted(map(str, read_table(whole)))
-    assert not list(out.rglob(".*"))  # nothing is left aside
+    assert {path.name for path in out.rglob(".*")} == {".lock"}  # nothing is left aside
 
 
 def test_columns_of_an_older_table_are_kept(photos: Path, tmp_path: Path) -> None:
@@ -168,3 +171,90 @@ def test_the_verb_sums_up(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     assert invoke(tmp_path / "bare", "--out", tmp_path / "x").exit_code == 2
     assert set(LANDMARKS) <= set(read_table(tmp_path / "corpus")[0])
+
+
+def test_a_second_run_into_one_corpus_is_refused(photos: Path, tmp_path: Path) -> None:
+    """Each would write a table without the rows of the other."""
+    out = tmp_path / "corpus"
+    told: list[Any] = []
+
+    def second(_: Outcome) -> None:
+        told.append(CliRunner().invoke(app, ["prepare", str(photos), "--out", str(out)]))
+
+    prepare(list_photos([photos / "album"], out), out, report=second)
+    assert [result.exit_code for result in told] == [2, 2, 2]
+    assert "another `lensborn prepare` writes to" in told[0].stderr
+    (row,) = read_table(out)
+    run(photos, out)
+    assert row in read_table(out) and len(read_table(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "error", "words"),
+    [
+        (hashlib, "file_digest", OSError(errno.EIO, "Input/output error"), "check the disk"),
+        (FaceFinder, "find", MemoryError(), "not enough memory"),
+        (FaceFinder, "find", RuntimeError(), "unexpected RuntimeError"),
+    ],
+)
+def test_a_file_that_fails_stops_no_other(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    call: str,
+    error: Exception,
+    words: str,
+) -> None:
+    whole, calls = getattr(owner, call), []
+
+    def failing_once(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return whole(*arguments)
+
+    (photos / "album" / "broken.jpg").unlink()
+    monkeypatch.setattr(owner, call, failing_once)
+    outcomes = {outcome.path.name: outcome for outcome in run(photos, tmp_path / "corpus")}
+    assert outcomes["one.jpg"].kept_out == "unreadable"
+    assert words in str(outcomes["one.jpg"].error)
+    assert outcomes["loose.png"].crops == len(read_corpus(tmp_path / "corpus")) == 1
+
+
+def test_a_disk_that_refuses_is_told_with_the_remedy(photos: Path, tmp_path: Path) -> None:
+    from test_scan import files_of_at_most
+
+    def invoke(out: Path) -> Any:
+        return CliRunner().invoke(app, ["prepare", str(photos), "--out", str(out)])
+
+    with files_of_at_most(2_000):  # the table fits, a crop does not
+        full = invoke(tmp_path / "corpus")
+    assert full.exit_code == 2
+    assert "no space is left" in full.stderr
+    assert read_table(tmp_path / "corpus") == []
+    assert not list((tmp_path / "corpus" / "photos").iterdir())
+    assert invoke(tmp_path / "corpus").exit_code == 1  # goes on; one file cannot be read
+    assert len(read_corpus(tmp_path / "corpus")) == 2
+    (tmp_path / "file").touch()
+    assert invoke(tmp_path / "file" / "below").exit_code == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+def test_crops_are_on_the_disk_before_the_table(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def seen(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    out = tmp_path / "corpus"
+    run(photos, out)
+    crops = [crop.file.stat().st_ino for crop in read_corpus(out)]
+    folder, table = (out / "photos").stat().st_ino, (out / TABLE).stat().st_ino
+    assert len(crops) == 2
+    assert max(map(synced.index, crops)) < synced.index(folder) < synced.index(table)

@@ -1,6 +1,7 @@
 """Teaching the known channel: from folders of pictures to a bundle that knows them, and nothing forgotten."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from lensborn import detector as module
 from lensborn.bench.audit import Container
 from lensborn.bundle import Bundle, read_bundle
 from lensborn.cli import app
@@ -208,6 +210,43 @@ def test_pictures_without_a_usable_face_are_none(
     Image.open(examples / "generated-man.jpg").resize((60, 60)).save(tmp_path / "small.png")
     paths = [tmp_path / "black.png", tmp_path / "text.jpg", tmp_path / "small.png", tmp_path / "none.png"]
     assert list(study(paths, Detector.load(known_bundle.path))) == [None] * 4
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError])
+def test_an_error_in_one_picture_makes_it_none(
+    known_bundle: Bundle, examples: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail_for_one(finder: FaceFinder, pixels: Pixels) -> object:
+        if pixels.shape == (800, 800, 3):
+            raise error
+        return find(finder, pixels)
+
+    find = FaceFinder.find
+    monkeypatch.setattr(FaceFinder, "find", fail_for_one)
+    paths = [examples / "portrait-fujifilm-x-t10.jpg", examples / "generated-man.jpg"]
+    bad, good = study(paths, Detector.load(known_bundle.path))
+    assert bad is None and good is not None
+
+
+def test_large_pictures_are_studied_one_at_a_time(
+    known_bundle: Bundle, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[int] = []
+    most = 0
+
+    def watched(finder: FaceFinder, pixels: Pixels) -> object:
+        nonlocal most
+        inside.append(1)
+        most = max(most, len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return find(finder, pixels)
+
+    find = FaceFinder.find
+    monkeypatch.setattr(FaceFinder, "find", watched)
+    monkeypatch.setattr(module, "LARGE_PX", 1000)
+    assert None not in study([examples / "generated-man.jpg"] * 4, Detector.load(known_bundle.path))
+    assert most == 1
 
 
 def test_studying_twice_gives_the_same(known_bundle: Bundle, examples: Path) -> None:

@@ -8,6 +8,7 @@ MAX_FILE_BYTES = 512 * 2**20  # a larger file is refused unread
 CROP_SCALE = 1.3  # side of the square crop over the longer side of the face box
 MIN_CONFIDENCE = 0.7  # of the face finder, in 0..1; chosen in docs/faces.md
 MIN_FACE_PX = 16  # smaller boxes are not reported as faces
+MAX_FACES = 1000  # of a picture; a mosaic may have 40,000, whose crops, held at once, would take gigabytes
 MIN_CROP_PX = 80  # crops smaller than this are too small to say: verdict "unsure"
 
 # --- feature ------------------------------------------------------------------------------------------

@@ -6,13 +6,12 @@ positive class.
 """
 
 import hashlib
-import logging
 import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +34,7 @@ from lensborn.faces import Face, FaceFinder, crop_faces, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
 from lensborn.graph import cores, threads
 from lensborn.known import ALONE, KnownChannel, KnownGenerator, Seen, Silence
-from lensborn.photo import Photo, UnreadableError, decode_photo, photo_pixels, read_photo
+from lensborn.photo import Photo, decode_photo, photo_pixels, read_photo, reason_of
 
 READ_AHEAD = 8  # files that may be ready before their turn, of which only the face crops are held
 LARGE_PX = (
@@ -47,8 +46,6 @@ HALVES = (("fit", 0.5), ("calibrate", 0.5))
 T = TypeVar("T")
 R = TypeVar("R")
 _LARGE = Lock()
-
-log = logging.getLogger(__name__)
 
 Status = Literal["ok", "no_face", "unreadable"]
 Verdict = Literal["photographic", "ai_generated", "unsure"]
@@ -164,6 +161,11 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_turn(source: str | Path | bytes) -> AbstractContextManager[object]:
+    """To be held while a file, or its bytes, is decoded and looked at: one at a time of those beyond LARGE_PX."""
+    return _LARGE if photo_pixels(source) > LARGE_PX else nullcontext()
 
 
 def both(first: Callable[[], T], second: Callable[[], R], pool: Executor | None) -> tuple[T, R]:
@@ -480,7 +482,7 @@ class Detector:
                 evidence = self.weigh(photo.crops, photo.patches, photo.sides, pool)
                 faces = tuple(map(self._verdict, photo.faces, photo.sides, evidence))
             except Exception as unexpected:
-                error = _reason(photo.path, unexpected)
+                error = reason_of(photo.path, unexpected)
         status: Status = "unreadable" if error is not None else "ok" if faces else "no_face"
         return Detection(photo.path, status, error, photo.width, photo.height, photo.camera, faces, self.info)
 
@@ -620,15 +622,14 @@ def _read_one(
 ) -> PhotoFaces:
     """Decode one file, or the bytes of one where there is `data`, and cut its faces, in threads of a `pool`."""
     name, size = os.fspath(path), preprocessing.size
-    large = _LARGE if photo_pixels(path if data is None else data) > LARGE_PX else nullcontext()
     try:
-        with large:
+        with in_turn(path if data is None else data):
             photo = read_photo(path) if data is None else decode_photo(data)
             return _cut_faces(name, photo, finder, preprocessing, known, pool)
     except Exception as error:
         nothing = np.zeros((0, size, size, 3), dtype=np.uint8)
         return PhotoFaces(
-            name, None, None, dict.fromkeys(CAMERA_KEYS), (), (), nothing, error=_reason(name, error)
+            name, None, None, dict.fromkeys(CAMERA_KEYS), (), (), nothing, error=reason_of(name, error)
         )
 
 
@@ -648,15 +649,6 @@ def _cut_faces(
     crops = crop_faces(photo.pixels, boxes, size, scale)
     patches = known.patches(photo.pixels, boxes, scale, crops) if known else None
     return PhotoFaces(name, photo.width, photo.height, camera, faces, sides, crops, patches)
-
-
-def _reason(path: str, error: Exception) -> str:
-    if isinstance(error, UnreadableError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "not enough memory for this picture: make it smaller"
-    log.debug("unexpected error in %r", path, exc_info=error)
-    return f"unexpected {type(error).__name__}: please report the file"
 
 
 def _percent(share: float) -> str:

@@ -253,7 +253,7 @@ class FaceFinder:
         self._graph = Graph(MODEL)
 
     def find(self, pixels: Pixels, pool: Executor | None = None) -> list[Face]:
-        """The faces of a picture (H, W, 3) uint8 RGB, largest first.
+        """The faces of a picture (H, W, 3) uint8 RGB, largest first, `defaults.MAX_FACES` of them at most.
 
         With a `pool`, the looks go side by side in its threads; the faces are the same. Raises ValueError when the
         array is of another shape or type.
@@ -271,7 +271,7 @@ class FaceFinder:
             found = merge(self._candidates(looks(pixels), self.min_confidence, pool))
         faces = [_face(row, width, height) for row in found]
         faces = [face for face in faces if max(face.box[2:]) >= defaults.MIN_FACE_PX]
-        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])[: defaults.MAX_FACES]
 
     def _portrait(self, pixels: Pixels, pool: Executor | None) -> Floats | None:
         """The face (1, 15) of a picture that shows a large one and nothing else that may be one; else None."""

@@ -8,8 +8,8 @@ are kept; positions (GPS) are not among them. Tags: CIPA DC-008 (Exif 2.3), sect
 
 import hashlib
 import io
+import logging
 import math
-import mmap
 import os
 import re
 import stat
@@ -54,8 +54,19 @@ _STRIP_PX = 2**20  # turned to RGB at a time
 _LOOKED_AT_BYTES = 2**26  # whether a JPEG's end came too early is not asked of larger ones, to save memory
 _NOISE = bytes((151 * n + 11) % 251 for n in range(64))  # no byte of which begins a marker
 _SPARED_PX = 2**24  # progressive JPEGs of more are decoded in the way that takes less memory
+_START_OF_SCAN, _END, _APP1 = b"\xff\xda", b"\xff\xd9", b"\xff\xe1"
+_SEGMENT = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")  # the end marker, or those with a length
+_SEGMENT_BLOCK = 2**16  # bytes of a JPEG in which the next segment is looked for at a time
+_END_BLOCK = 2**20  # and those in which the end marker is
+_MAX_SEGMENTS = 10_000  # of a JPEG before its scan, and after; full ones are more than a file may have
+_MAX_EXIF_SEGMENTS = 100  # Pillow joins them, which takes the square of their number
+_MAX_SCANS = 500  # however short, each goes over the whole picture; libjpeg-turbo's fuzzers stop here, too
+
+NO_MEMORY = "not enough memory for this picture: make it smaller"
 
 Pixels = npt.NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
 
 # An upright picture (H, W, 3), seen as the camera held it: views, so that what is written there stands upright.
 _AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
@@ -126,7 +137,8 @@ def read_photo(path: str | Path, *, max_pixels: int = defaults.MAX_PIXELS) -> Ph
     """Read a photograph; of several frames or pages, the first.
 
     Transparency is laid on white; 16-bit samples are scaled to 8. Raises UnreadableError for everything that
-    is not a whole picture of a known format, of at most `max_pixels` pixels and `defaults.MAX_FILE_BYTES`.
+    is not a whole picture of a known format, of at most `max_pixels` pixels and `defaults.MAX_FILE_BYTES`, and
+    where memory does not suffice.
     """
     with open_regular(path) as file:
         return _decode(file, max_pixels)
@@ -147,6 +159,19 @@ def photo_pixels(source: str | Path | bytes) -> int:
             return image.width * image.height
     except Exception:  # a hostile head may raise anything; reading the file says what is wrong
         return 0
+
+
+def reason_of(path: str | Path, error: Exception) -> str:
+    """Why nothing came of a file, with the remedy; of an error that none expects, the log has more."""
+    match error:
+        case UnreadableError():
+            return str(error)
+        case MemoryError():
+            return NO_MEMORY
+        case OSError():
+            return f"the file cannot be read ({error.strerror}): check the disk, or fetch it again"
+    log.debug("unexpected error in %r", os.fspath(path), exc_info=error)
+    return f"unexpected {type(error).__name__}: please report the file"
 
 
 def digest_of(path: str | Path) -> str:
@@ -281,6 +306,8 @@ def _open(
     """The picture, of which nothing but the head is read; its size is checked."""
     if name == "WEBP":  # its decoder allocates the canvas on opening
         _check_size(_webp_size(file), max_pixels)
+    elif name == "JPEG":
+        _check_jpeg_head(file)
     elif name == "TIFF":
         _check_tiff(file)
     image = decoder(file)
@@ -295,6 +322,7 @@ def _decode(file: BinaryIO, max_pixels: int) -> Photo:
         scan = file.tell()  # where opening leaves a JPEG
         if name == "JPEG":
             _check_jpeg_end(file, scan)
+            _check_jpeg_scans(file, scan)
         spared = _is_spared(image)
         if spared:
             strip = _decoded_by_opencv(file, name)
@@ -309,6 +337,8 @@ def _decode(file: BinaryIO, max_pixels: int) -> Photo:
         return Photo(pixels, camera_settings(exif), name)
     except UnreadableError:
         raise
+    except MemoryError as error:
+        raise UnreadableError(NO_MEMORY) from error
     except Exception as error:  # a decoder fed with a hostile file may raise anything
         raise UnreadableError(f"the {name} picture is truncated or damaged: fetch the file again") from error
 
@@ -357,18 +387,71 @@ def _webp_size(file: BinaryIO) -> tuple[int, int]:
             return width & 0x3FFF, height & 0x3FFF
 
 
+def _bytes_at(file: BinaryIO, start: int, count: int) -> bytes:
+    file.seek(start)
+    return file.read(count)
+
+
+def _segments(file: BinaryIO, at: int) -> Iterator[tuple[bytes, bytes]]:
+    """The marker of each segment of a JPEG from there to its end marker, and the first 8 bytes behind it, of which
+    two are the length.
+
+    Coded data, in which none of these markers can stand, are passed over, as Pillow and libjpeg do. Raises
+    UnreadableError for too many segments: they may have 4 bytes each, and Pillow keeps every one.
+    """
+    n_segments = 0
+    while len(block := _bytes_at(file, at, _SEGMENT_BLOCK)) >= 2:
+        found = _SEGMENT.search(block)
+        if not found:
+            at += len(block) - 1  # the last byte may begin a marker
+            continue
+        n_segments += 1
+        if n_segments > _MAX_SEGMENTS:
+            raise UnreadableError(f"the JPEG has more than {_MAX_SEGMENTS:,} segments: save it anew")
+        marker, at = found[0], at + found.end()
+        behind = _bytes_at(file, at, 8)
+        yield marker, behind
+        if marker == _END:
+            return
+        at += max(int.from_bytes(behind[:2]), 2)
+
+
+def _check_jpeg_head(file: BinaryIO) -> None:
+    """Refuse a JPEG with more in front of its first scan than Pillow opens fast; leaves the file at its start."""
+    n_exif = 0
+    for marker, behind in _segments(file, 2):
+        if marker == _START_OF_SCAN:
+            break
+        n_exif += marker == _APP1 and behind[2:] == b"Exif\0\0"
+        if n_exif > _MAX_EXIF_SEGMENTS:
+            raise UnreadableError(
+                f"the JPEG has EXIF in more than {_MAX_EXIF_SEGMENTS} segments: save it without"
+            )
+    else:  # Pillow would go on behind an end marker
+        raise ValueError("no scan")
+    file.seek(0)
+
+
+def _check_jpeg_scans(file: BinaryIO, scan: int) -> None:
+    """Refuse a JPEG with more scans, of which the first starts there, than are decoded in bearable time."""
+    n_scans = 1 + sum(marker == _START_OF_SCAN for marker, _ in _segments(file, scan))
+    if n_scans > _MAX_SCANS:
+        raise UnreadableError(f"the JPEG has more than {_MAX_SCANS} scans: save it anew, not progressive")
+
+
 def _check_jpeg_end(file: BinaryIO, scan: int) -> None:
     """Refuse a JPEG without an end marker after the start of its scan.
 
-    The rest of a broken transfer is often zeros, which decode to a plain area without complaint.
+    The rest of a broken transfer is often zeros, which decode to a plain area without complaint. The file is not
+    mapped into memory: where it shrinks meanwhile, or its disk fails, that would end the process.
     """
-    if isinstance(file, io.BytesIO):
-        end = file.getvalue().rfind(b"\xff\xd9", scan)
-    else:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            end = content.rfind(b"\xff\xd9", scan)
-    if end < 0:
-        raise ValueError("no end marker")
+    end = file.seek(0, os.SEEK_END)
+    while end - scan >= len(_END):
+        start = max(end - _END_BLOCK, scan)
+        if _END in _bytes_at(file, start, end - start):
+            return
+        end = start + 1  # the marker may lie across two blocks
+    raise ValueError("no end marker")
 
 
 def _check_jpeg_scan(file: BinaryIO, scan: int, stored: Pixels) -> None:

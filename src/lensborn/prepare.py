@@ -2,13 +2,17 @@
 
 Every face is cut by the one crop of this package, never enlarged, and saved without EXIF: what the camera
 said goes to the table. A photograph already in the table is not done again, so an interrupted run goes on
-where it stopped; the table is written aside and renamed, and never names a crop that is not on disk.
+where it stopped; the table is written aside and renamed, and never names a crop that is not on disk, whatever
+stops the run. One process at a time prepares a corpus.
 """
 
 import hashlib
+import io
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +20,20 @@ import numpy as np
 from PIL import Image
 
 from lensborn import defaults
-from lensborn.datasets.corpus import COLUMNS, LANDMARKS, TABLE, TAGS, read_table, write_table
+from lensborn.bundle import sync_folder
+from lensborn.datasets.corpus import COLUMNS, LANDMARKS, TABLE, TAGS, CorpusError, read_table, write_table
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
-from lensborn.photo import CameraSettings, Photo, UnreadableError, find_photos, open_regular, read_photo
+from lensborn.photo import CameraSettings, Photo, find_photos, open_regular, read_photo, reason_of
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 MAX_SIDE = 320  # of a saved crop, in pixels
 QUALITY = 95  # of its JPEG, with full chroma
 CROPS = "photos"  # the folder of the crops, beside the table
+_LOCK = ".lock"
 _WRITE_EVERY_S = 10.0  # the table: what a killed run has to do again
 
 Row = dict[str, str]
@@ -64,25 +75,49 @@ def prepare(
     A photograph without a source is its own: the SHA-1 of its file. Those that lack one of the four tags are
     kept out unless `keep_untagged`; so is every face whose crop would have fewer than `defaults.MIN_CROP_PX`
     pixels a side. `report` is called after each photograph. Raises CorpusError where `out` holds a table that
-    cannot be read.
+    cannot be read, or another process prepares it, OSError where it cannot be written.
     """
-    rows: list[Row] = read_table(out) if (out / TABLE).exists() else []
-    columns = list(dict.fromkeys((*COLUMNS, *(rows[0] if rows else ()))))
-    done = {row["photo_sha1"] for row in rows}
     (out / CROPS).mkdir(parents=True, exist_ok=True)
-    finder = FaceFinder()
-    written = time.monotonic()
-    try:
-        for path, source in photos:
-            outcome, new = _prepare_one(path, source, out, finder, done, keep_untagged=keep_untagged)
-            rows += new
-            done.update(row["photo_sha1"] for row in new)
-            report(outcome)
-            if time.monotonic() - written > _WRITE_EVERY_S:
-                write_table(out, rows, columns)
-                written = time.monotonic()
-    finally:
-        write_table(out, rows, columns)
+    with _held(out):
+        rows: list[Row] = read_table(out) if (out / TABLE).exists() else []
+        columns = list(dict.fromkeys((*COLUMNS, *(rows[0] if rows else ()))))
+        done = {row["photo_sha1"] for row in rows}
+        finder = FaceFinder()
+        written = time.monotonic()
+        try:
+            for path, source in photos:
+                outcome, new = _prepare_one(path, source, out, finder, done, keep_untagged=keep_untagged)
+                rows += new
+                done.update(row["photo_sha1"] for row in new)
+                report(outcome)
+                if time.monotonic() - written > _WRITE_EVERY_S:
+                    _write(out, rows, columns)
+                    written = time.monotonic()
+        finally:
+            _write(out, rows, columns)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Hold a corpus for this process, which lets go of it however it ends; CorpusError where another holds it."""
+    with (out / _LOCK).open("ab") as file:
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # the latter on Windows
+            raise CorpusError(
+                f"another `lensborn prepare` writes to {out}: wait for it, or choose another folder"
+            ) from error
+        yield
+
+
+def _write(out: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Write the table, once the crops that it names, and their names, would outlast a loss of power."""
+    for folder in (out, out / CROPS):
+        sync_folder(folder)
+    write_table(out, rows, columns)
 
 
 def _prepare_one(
@@ -94,13 +129,13 @@ def _prepare_one(
         if sha1 in done:
             return Outcome(path, kept_out="in the corpus already"), []
         photo = read_photo(path)
-    except UnreadableError as error:
-        return Outcome(path, kept_out="unreadable", error=str(error)), []
-    missing = [tag for tag in TAGS if getattr(photo.camera, tag) is None]
-    if missing and not keep_untagged:
-        reason = "without camera tags" if len(missing) == len(TAGS) else f"without {', '.join(missing)}"
-        return Outcome(path, kept_out=reason), []
-    faces = finder.find(photo.pixels)
+        missing = [tag for tag in TAGS if getattr(photo.camera, tag) is None]
+        if missing and not keep_untagged:
+            reason = "without camera tags" if len(missing) == len(TAGS) else f"without {', '.join(missing)}"
+            return Outcome(path, kept_out=reason), []
+        faces = finder.find(photo.pixels)
+    except Exception as error:  # of this file alone; below, an error of the disk stops the run
+        return Outcome(path, kept_out="unreadable", error=reason_of(path, error)), []
     rows = []
     for number, face in enumerate(faces):
         name = f"{CROPS}/{sha1[:12]}_{number}.jpg"
@@ -118,10 +153,15 @@ def _save_crop(photo: Photo, face: Face, path: Path) -> Row | None:
     size = min(int(side), MAX_SIDE)
     if size < defaults.MIN_CROP_PX:
         return None
+    coded = io.BytesIO()  # where a disk is full, Pillow may write half a file, and not say so
+    crop = Image.fromarray(crop_face(photo.pixels, face.box, size))
+    crop.save(coded, "JPEG", quality=QUALITY, subsampling=0)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        crop = Image.fromarray(crop_face(photo.pixels, face.box, size))
-        crop.save(aside, "JPEG", quality=QUALITY, subsampling=0)
+        with aside.open("wb") as file:
+            file.write(coded.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

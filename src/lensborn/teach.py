@@ -25,7 +25,7 @@ from lensborn.bench.render import markdown_head
 from lensborn.bundle import KnownPart
 from lensborn.datasets.corpus import split_of
 from lensborn.delivery import ROUGH, SIDES, delivered_face, resized
-from lensborn.detector import Detector, in_order
+from lensborn.detector import Detector, in_order, in_turn
 from lensborn.faces import FaceFinder, Pixels, crop_face, crop_square
 from lensborn.known import KnownChannel, detail
 from lensborn.known_head import KnownHead
@@ -177,11 +177,18 @@ def _study(
     path: Path, finder: FaceFinder, detector: Detector, channel: KnownChannel, deliveries: int, seed: int
 ) -> Studied | None:
     try:
-        with open_regular(path) as file:
-            data = file.read(defaults.MAX_FILE_BYTES)
-        pixels = decode_photo(data).pixels
-    except (UnreadableError, OSError):
+        with in_turn(path):
+            return _largest(path, finder, detector, channel, deliveries, seed)
+    except (UnreadableError, OSError, MemoryError):
         return None
+
+
+def _largest(
+    path: Path, finder: FaceFinder, detector: Detector, channel: KnownChannel, deliveries: int, seed: int
+) -> Studied | None:
+    with open_regular(path) as file:
+        data = file.read(defaults.MAX_FILE_BYTES)
+    pixels = decode_photo(data).pixels
     sha256 = hashlib.sha256(data).hexdigest()
     faces = finder.find(pixels)
     if not faces:

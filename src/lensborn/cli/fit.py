@@ -1,6 +1,6 @@
 """`lensborn fit`: density and calibration on a user's own photographs, for an encoder that exists."""
 
-import hashlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +73,9 @@ def fit(
     context: typer.Context,
     photos: Annotated[
         list[Path],
-        typer.Argument(metavar="PHOTOS", help="Folders of photographs, or corpora (with photos.csv)."),
+        typer.Argument(
+            metavar="PHOTOS", exists=True, help="Folders of photographs, or corpora (with photos.csv)."
+        ),
     ],
     encoder: Annotated[
         Path, typer.Option(metavar="RUN|BUNDLE", help="A finished `lensborn pretrain` run, or a bundle.")
@@ -99,11 +101,15 @@ def fit(
     ] = None,
     components: Annotated[
         list[int],
-        typer.Option(help="Gaussians in the mixture; given more than once, held-out likelihood chooses."),
+        typer.Option(
+            min=1, help="Gaussians in the mixture; given more than once, held-out likelihood chooses."
+        ),
     ] = [defaults.N_COMPONENTS],  # noqa: B006  (typer copies it)
     covariance: Annotated[Covariance, typer.Option(help="Shape of the covariances.")] = Covariance.FULL,
-    dims: Annotated[int | None, typer.Option(help="Principal axes to project on first.")] = None,
-    shrinkage: Annotated[float, typer.Option(help="Of covariances towards spheres, 0 to 1.")] = 0.0,
+    dims: Annotated[int | None, typer.Option(min=1, help="Principal axes to project on first.")] = None,
+    shrinkage: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of covariances towards spheres, 0 to 1.")
+    ] = 0.0,
     l2: Annotated[bool, typer.Option("--l2", help="Divide each feature by its length first.")] = False,
     alpha: Annotated[
         float, typer.Option(help="Share of photographs that may be flagged, in (0, 1).")
@@ -127,7 +133,7 @@ def fit(
     from lensborn.datasets.corpus import CorpusError  # noqa: PLC0415
     from lensborn.detector import Detector, density_kind  # noqa: PLC0415
     from lensborn.features import Encoder, read_encoder  # noqa: PLC0415
-    from lensborn.photo import digest_of  # noqa: PLC0415
+    from lensborn.scan.errors import cannot_write  # noqa: PLC0415
 
     name = checked_out(out, name, overwrite=overwrite)
     if not 0 < alpha < 1:
@@ -148,6 +154,10 @@ def fit(
             "a contrast has no such settings: leave them out, or add --density mixture",
             param_hint=", ".join(f"--{name}" for name in given),
         )
+    if dims and dims > export.feature_dim:
+        raise typer.BadParameter(
+            f"the encoder gives {export.feature_dim} numbers a face: take no more axes", param_hint="--dims"
+        )
     try:
         items = [item for folder in photos for item in find_items(folder, group_by, split)]
     except CorpusError as error:
@@ -155,28 +165,15 @@ def fit(
     if not items:
         raise typer.BadParameter("no photographs found there", param_hint="PHOTOS...")
 
-    cache = out.with_name(f".{out.name}.features.npz")
-    try:  # before an hour of reading, not after it
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        trial = cache.with_name(f"{cache.name}.new")
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise typer.BadParameter(
-            f"{error.strerror}: choose a folder that you may write to", param_hint="--out"
-        ) from error
-    features, groups, unreadable = _extract(items, export, compiled, cache)
-    read = len(items) - unreadable
-    typer.echo(
-        f"{read} files read, {unreadable} unreadable, {len(groups)} faces of {defaults.MIN_CROP_PX} px "
-        f"or more in {len(set(groups))} groups",
-        err=True,
-    )
-    described = population or f"{read} photographs of {', '.join(path.resolve().name for path in photos)}"
+    cache = _checked_cache(out)
     try:
+        faces = _extract(items, export, compiled, cache)
+        _say_read(faces)
+        names = ", ".join(path.resolve().name for path in photos)
+        described = population or f"{len(faces.digests)} photographs of {names}"
         detector = Detector.fit(
-            features,
-            groups,
+            faces.features,
+            faces.groups,
             export,
             name=name,
             population=described,
@@ -189,11 +186,14 @@ def fit(
             shrinkage=shrinkage,
             l2_normalise=l2,
             seed=seed,
-            seen=(digest_of(item.file)[:16] for item in items),
+            seen=(digest[:16] for digest in faces.digests),
         )
         bundle = detector.save(out, overwrite=overwrite)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="PHOTOS...") from error
+    except OSError as error:
+        typer.echo(f"lensborn fit: {cannot_write(out, error)}", err=True)
+        raise typer.Exit(2) from error
     cache.unlink(missing_ok=True)
     typer.echo(f"photographs flagged at alpha = {alpha:g}, with 95 % intervals:")
     for row in bundle.manifest["measured"]:
@@ -221,6 +221,32 @@ def checked_out(out: Path, name: str | None = None, *, overwrite: bool) -> str:
     return called
 
 
+def _checked_cache(out: Path) -> Path:
+    """Where features are kept until the bundle is written. BadParameter where they cannot be, which should show
+    before hours of reading, not after."""
+    cache = out.with_name(f".{out.name}.features.npz")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        trial = cache.with_name(f"{cache.name}.new")
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{error.strerror}: choose a folder that you may write to", param_hint="--out"
+        ) from error
+    return cache
+
+
+def _say_read(faces: "Faces") -> None:
+    typer.echo(
+        f"{len(faces.digests)} files read, {faces.unreadable} unreadable, {len(faces.groups)} faces of "
+        f"{defaults.MIN_CROP_PX} px or more in {len(set(faces.groups))} groups",
+        err=True,
+    )
+    if faces.copies:
+        typer.echo(f"{faces.copies} more are copies of these: every photograph counts once", err=True)
+
+
 def _given(context: typer.Context, names: Sequence[str]) -> list[str]:
     """Those of the options that stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in names}
@@ -235,7 +261,8 @@ def find_items(folder: Path, group_by: GroupBy, splits: Sequence[str] | None) ->
     from lensborn.datasets.corpus import TABLE, read_corpus, split_of  # noqa: PLC0415
     from lensborn.photo import find_photos  # noqa: PLC0415
 
-    if (folder / TABLE).is_file():
+    # not Path.is_file, which raises where a name is too long, or a folder may not be looked into
+    if os.path.isfile(folder / TABLE):  # noqa: PTH113
         for crop in read_corpus(folder):
             if not splits or split_of(crop.source) in splits:
                 yield Item(crop.file, crop.source, is_crop=True)
@@ -262,54 +289,70 @@ def item_crops(
         yield item, None if photo.error else crops[:1] if item.is_crop else crops
 
 
-def _extract(
-    items: Sequence[Item], export: "EncoderExport", encoder: "Encoder", cache: Path
-) -> tuple["npt.NDArray[np.float32]", list[str], int]:
-    """Features (N, D), group of each, and the number of unreadable files; continued from `cache`."""
+@dataclass(frozen=True)
+class Faces:
+    """What the files gave. `features`: (N, D), a row a face; `groups`: (N,), what each face belongs to.
+
+    `digests`: SHA-256 of every photograph that was read. `unreadable`, `copies`: numbers of files; a copy has the
+    content of a file before it, and its faces are left out: counted twice, they would make p-values look finer.
+    """
+
+    features: "npt.NDArray[np.float32]"
+    groups: list[str]
+    digests: list[str]
+    unreadable: int
+    copies: int
+
+
+def _extract(items: Sequence[Item], export: "EncoderExport", encoder: "Encoder", cache: Path) -> Faces:
+    """The faces of all items; continued from `cache`. Raises OSError where that cannot be written."""
     import numpy as np  # noqa: PLC0415
+
+    from lensborn.photo import digest_of  # noqa: PLC0415
 
     fingerprint = export.fingerprint
     done = _read_cache(cache, fingerprint)
     keys = {item: item.key for item in items}
-    left = [item for item in items if keys[item] not in done]
-    if len(left) < len(items):
-        typer.echo(f"continuing: {len(items) - len(left)} of {len(items)} files are done", err=True)
+    left = [item for item, key in keys.items() if key not in done]
+    if len(left) < len(keys):
+        typer.echo(f"continuing: {len(keys) - len(left)} of {len(keys)} files are done", err=True)
     saved = time.monotonic()
     try:
         for item, crops in tracked(item_crops(left, export.preprocessing), len(left), "reading faces"):
-            if crops is None:
-                done[keys[item]] = ("", None)
-            else:
-                done[keys[item]] = (_group(item), encoder.encode(crops))
+            digest = "" if crops is None else digest_of(item.file)
+            # Without a digest, the file is gone since it was read.
+            done[keys[item]] = (digest, None if crops is None or not digest else encoder.encode(crops))
             if time.monotonic() - saved > SAVE_EVERY_S:
                 _write_cache(cache, fingerprint, done)
                 saved = time.monotonic()
     finally:
         _write_cache(cache, fingerprint, done)
-    parts = [done[keys[item]] for item in items]
-    features = [rows for _, rows in parts if rows is not None]
-    groups = [group for group, rows in parts if rows is not None for _ in rows]
-    whole = np.concatenate([np.empty((0, encoder.feature_dim), np.float32), *features])
-    return whole, groups, len(parts) - len(features)
-
-
-def _group(item: Item) -> str:
-    """A copy of a photograph has the same content, so it falls on the same side."""
-    if item.group is not None:
-        return item.group
-    with item.file.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    parts: dict[str, tuple[str, npt.NDArray[np.float32]]] = {}  # digest -> group, features
+    unreadable = 0
+    for item in items:
+        digest, rows = done[keys[item]]
+        if rows is None:
+            unreadable += 1
+        else:
+            parts.setdefault(digest, (digest if item.group is None else item.group, rows))
+    return Faces(
+        np.concatenate(
+            [np.empty((0, encoder.feature_dim), np.float32), *(rows for _, rows in parts.values())]
+        ),
+        [group for group, rows in parts.values() for _ in rows],
+        list(parts),
+        unreadable,
+        copies=len(items) - unreadable - len(parts),
+    )
 
 
 Done = dict[
     str, tuple[str, "npt.NDArray[np.float32] | None"]
-]  # key of a file -> group, features (None: unreadable)
+]  # key of a file -> SHA-256 of its content, features (None: unreadable)
 
 
 def _read_cache(path: Path, fingerprint: str) -> Done:
     """What an interrupted run left, or nothing where it was made by another encoder or is damaged."""
-    import zipfile  # noqa: PLC0415
-
     import numpy as np  # noqa: PLC0415
 
     try:
@@ -319,10 +362,10 @@ def _read_cache(path: Path, fingerprint: str) -> Done:
             counts = arrays["counts"]
             parts = np.split(arrays["features"], np.cumsum(np.maximum(counts, 0))[:-1])
             rows = zip(
-                arrays["keys"].tolist(), arrays["groups"].tolist(), counts.tolist(), parts, strict=True
+                arrays["keys"].tolist(), arrays["digests"].tolist(), counts.tolist(), parts, strict=True
             )
-            return {key: (group, part if count >= 0 else None) for key, group, count, part in rows}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return {key: (digest, part if count >= 0 else None) for key, digest, count, part in rows}
+    except Exception:  # a damaged file may raise anything; it is made anew
         return {}
 
 
@@ -337,10 +380,13 @@ def _write_cache(path: Path, fingerprint: str, done: Done) -> None:
     arrays: dict[str, Any] = {
         "fingerprint": np.array(fingerprint),
         "keys": np.array(list(done)),
-        "groups": np.array([group for group, _ in done.values()]),
+        "digests": np.array([digest for digest, _ in done.values()]),
         "counts": np.array([-1 if rows is None else len(rows) for _, rows in done.values()]),
         "features": np.concatenate(features),
     }
-    with aside.open("wb") as file:
-        np.savez(file, **arrays)
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def manipulations(
         try:
             photo = read_photo(path)
         except UnreadableError as error:
-            typer.echo(f"lensborn manipulations: {error}", err=True)
+            typer.echo(f"lensborn manipulations: {path}: {error}", err=True)
             raise typer.Exit(1) from None
         for face in finder.find(photo.pixels):
             x, y, square = crop_square(face.box, photo.width, photo.height)
@@ -53,7 +53,12 @@ def manipulations(
             heading, name.replace("_", " "), place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA
         )
     try:
-        Image.fromarray(np.vstack([heading, *rows])).save(out)
+        aside = out.with_name(f".new-{out.name}")  # the suffix stays: by it Pillow knows the format
+        try:
+            Image.fromarray(np.vstack([heading, *rows])).save(aside)
+            aside.replace(out)
+        finally:
+            aside.unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # ValueError: of a suffix that Pillow does not know
         raise typer.BadParameter(
             f"{error}: name a picture in a folder that is there", param_hint="--out"

@@ -37,6 +37,7 @@ def prepare(
     from lensborn.datasets.corpus import CorpusError  # noqa: PLC0415
     from lensborn.prepare import list_photos  # noqa: PLC0415
     from lensborn.prepare import prepare as prepare_corpus  # noqa: PLC0415
+    from lensborn.scan.errors import cannot_write  # noqa: PLC0415
 
     told = Console(stderr=True)
     listed = list_photos(photos, out)
@@ -71,6 +72,9 @@ def prepare(
             prepare_corpus(listed, out, keep_untagged=keep_untagged, report=report)
         except CorpusError as error:
             progress.console.print(str(error), markup=False, highlight=False)
+            raise typer.Exit(2) from error
+        except OSError as error:
+            progress.console.print(str(cannot_write(out, error)), markup=False, highlight=False)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             stopped = True
