@@ -413,6 +413,7 @@ def test_a_jpeg_of_too_many_scans_is_refused_undecoded(monkeypatch: pytest.Monke
     [
         (b"\xff\xe1\x40\0Exif\0\0" + bytes(16_376), 100, "EXIF in more than 100 segments: save"),
         (b"\xff\xe9\0\2", 9_900, "more than 10,000 segments: save"),
+        (bytes([0xFF]) * 1024, 63, "too much between the segments of its head: save"),
     ],
 )
 def test_a_jpeg_with_an_endless_head_is_refused_unopened(
@@ -434,7 +435,7 @@ markers = st.lists(st.sampled_from([b"\xff", b"\xd9", b"\xda", b"\0", b"\4"]), m
 
 @given(markers, st.integers(0, 9), st.integers(2, 9))
 def test_markers_across_blocks_are_found(content: bytes, scan: int, block: int) -> None:
-    def found() -> tuple[bool, list[tuple[bytes, bytes]]]:
+    def found() -> tuple[bool, list[tuple[bytes, bytes, int]]]:
         try:
             module._check_jpeg_end(io.BytesIO(content), scan)
         except ValueError:

@@ -58,6 +58,9 @@ _START_OF_SCAN, _END, _APP1 = b"\xff\xda", b"\xff\xd9", b"\xff\xe1"
 _SEGMENT = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")  # the end marker, or those with a length
 _SEGMENT_BLOCK = 2**16  # bytes of a JPEG in which the next segment is looked for at a time
 _END_BLOCK = 2**20  # and those in which the end marker is
+_MAX_FILLING = (
+    2**16
+)  # bytes of a JPEG between segments before its first scan: Pillow goes over them one by one
 _MAX_SEGMENTS = 10_000  # of a JPEG before its scan, and after; full ones are more than a file may have
 _MAX_EXIF_SEGMENTS = 100  # Pillow joins them, which takes the square of their number
 _MAX_SCANS = 500  # however short, each goes over the whole picture; libjpeg-turbo's fuzzers stop here, too
@@ -392,14 +395,14 @@ def _bytes_at(file: BinaryIO, start: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _segments(file: BinaryIO, at: int) -> Iterator[tuple[bytes, bytes]]:
-    """The marker of each segment of a JPEG from there to its end marker, and the first 8 bytes behind it, of which
-    two are the length.
+def _segments(file: BinaryIO, at: int) -> Iterator[tuple[bytes, bytes, int]]:
+    """The marker of each segment of a JPEG from there to its end marker, the first 8 bytes behind it, of which two
+    are the length, and how many bytes were passed over to find it.
 
     Coded data, in which none of these markers can stand, are passed over, as Pillow and libjpeg do. Raises
     UnreadableError for too many segments: they may have 4 bytes each, and Pillow keeps every one.
     """
-    n_segments = 0
+    n_segments, begun = 0, at
     while len(block := _bytes_at(file, at, _SEGMENT_BLOCK)) >= 2:
         found = _SEGMENT.search(block)
         if not found:
@@ -408,18 +411,22 @@ def _segments(file: BinaryIO, at: int) -> Iterator[tuple[bytes, bytes]]:
         n_segments += 1
         if n_segments > _MAX_SEGMENTS:
             raise UnreadableError(f"the JPEG has more than {_MAX_SEGMENTS:,} segments: save it anew")
-        marker, at = found[0], at + found.end()
+        marker, passed, at = found[0], at + found.start() - begun, at + found.end()
         behind = _bytes_at(file, at, 8)
-        yield marker, behind
+        yield marker, behind, passed
         if marker == _END:
             return
         at += max(int.from_bytes(behind[:2]), 2)
+        begun = at
 
 
 def _check_jpeg_head(file: BinaryIO) -> None:
     """Refuse a JPEG with more in front of its first scan than Pillow opens fast; leaves the file at its start."""
-    n_exif = 0
-    for marker, behind in _segments(file, 2):
+    n_exif = filling = 0
+    for marker, behind, passed in _segments(file, 2):
+        filling += passed
+        if filling > _MAX_FILLING:
+            raise UnreadableError("the JPEG has too much between the segments of its head: save it anew")
         if marker == _START_OF_SCAN:
             break
         n_exif += marker == _APP1 and behind[2:] == b"Exif\0\0"
@@ -434,7 +441,7 @@ def _check_jpeg_head(file: BinaryIO) -> None:
 
 def _check_jpeg_scans(file: BinaryIO, scan: int) -> None:
     """Refuse a JPEG with more scans, of which the first starts there, than are decoded in bearable time."""
-    n_scans = 1 + sum(marker == _START_OF_SCAN for marker, _ in _segments(file, scan))
+    n_scans = 1 + sum(marker == _START_OF_SCAN for marker, _, _ in _segments(file, scan))
     if n_scans > _MAX_SCANS:
         raise UnreadableError(f"the JPEG has more than {_MAX_SCANS} scans: save it anew, not progressive")
 
