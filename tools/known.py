@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGE, DATA = ROOT / "docs" / "known.md", ROOT / "docs" / "known.json"
-NAME = "lensborn-10"
+NAME = "lensborn-11"
 MARK = "\n## The second channel\n"  # in a card, where what it says of the first channel ends
 LEARNT = 400  # photographs of the corpus to learn the head from, and remember, of each of two splits
 #: Modules whose code measured numbers depend on, beside the tools and `pretext.known`.

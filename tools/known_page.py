@@ -12,6 +12,7 @@ from known_rows import ALPHA, SHOWN, Row
 from lensborn.bench.plots import reliability_plot
 from lensborn.bench.render import markdown_head, write_block
 from lensborn.bundle import KnownPart
+from lensborn.delivery import SIDES
 
 
 def write_page(rows: Sequence[Row], page: Path) -> None:
@@ -193,7 +194,7 @@ def conditional_table(rows: Sequence[Row]) -> str:
 
 def damage_table(rows: Sequence[Row]) -> str:
     """What is too small or too damaged for a verdict, or flagged, in Markdown: means over the runs that left out
-    the same generator."""
+    the same generator, and their range."""
     mine = [row for row in rows if row["table"] == "damage"]
     columns = {
         "photographs unsure": "unsure_real",
@@ -203,10 +204,12 @@ def damage_table(rows: Sequence[Row]) -> str:
         "generated flagged": "flagged_fake",
     }
     lines = markdown_head("step", "left out", *columns, "AUC of the known channel")
-    for row in means_of(mine, ("step", "left_out"), ("value", "low", "high", *columns.values())):
-        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in columns.values())
+    keys = ("step", "left_out")
+    shares = [means_of(mine, keys, (key,)) for key in columns.values()]
+    for row, *each in zip(means_of(mine, keys, ("value", "low", "high")), *shares, strict=True):
+        cells = " | ".join(_share(one, key) for one, key in zip(each, columns.values(), strict=True))
         auc = _cell(row) if "value" in row else "too few"
-        lines.append(f"| {row['step']} | {row['left_out']} | {shares} | {auc} |")
+        lines.append(f"| {row['step']} | {row['left_out']} | {cells} | {auc} |")
     return "\n".join(lines)
 
 
@@ -277,7 +280,8 @@ like those, or unlike all photographs; of a generator that it was not shown it m
 {memory.calibrated_on} faces as they are and as sites hand them on; a p-value is the largest over these
 populations. The verdict is by the sum of both channels' scores, calibrated on the same faces, less a margin of
 {part.head.margin:g} for photographs of other populations.
-Faces whose crop is below {part.manifest["least_side"]} px get no such score.
+Faces whose crop is below {part.manifest["least_side"]} px get no such score. Crops of less
+than {SIDES[0]} px were learnt from, calibrated on and measured only as larger ones that were made smaller.
 
 How it does on a generator left out (channels trained without it; `python tools/known.py measure`):
 
@@ -295,6 +299,12 @@ def _cell(row: Row) -> str:
     several = row["low_run"] != row["high_run"]
     runs = f" ({row['low_run']:.3f} to {row['high_run']:.3f})" if several else ""
     return f"{_short(row)}{runs}"
+
+
+def _share(row: Row, key: str) -> str:
+    """A share of several channels, and its range."""
+    mean, low, high = (f"{100 * value:.1f}" for value in (row[key], row["low_run"], row["high_run"]))
+    return f"{mean} %" if low == high else f"{mean} % ({low} to {high})"
 
 
 def _short(row: Row) -> str:

@@ -38,7 +38,7 @@ from lensborn.photo import digest_of
 ROOT = Path(__file__).parent.parent
 PROTOCOLS = ("published", "equalised")
 FITTED_ON = ("validate", "calibrate")
-NAME = "lensborn-10"
+NAME = "lensborn-11"
 POPULATION = (
     "faces cut from photographs that websites and software projects publish, of any camera, 80 to 320 px"
 )
@@ -74,8 +74,8 @@ FAULTS = {
     "mixture": """Faces by GANs are close to the mean face and look typical to any density. Pictures enlarged,
 blurred or retouched look unusual.""",
     "contrast": """At a low alpha few faces by GANs are flagged: some photographs have longer features, or more
-ordinary textures, than most of them (docs/experiments.md, 17 to 22). Docs/results measures what blur, noise,
-compression and shrinking do.""",
+ordinary textures, than most of them (docs/experiments.md, 17 to 22). Docs/results measures what compression,
+shrinking, blur, screenshots and cropping do.""",
 }
 
 
@@ -184,9 +184,9 @@ JPEG quality.
 {measured}
 
 **What it may be used for.** Research, and as one hint among others by people who know its numbers. The promised
-false-alarm rate holds for photographs like those it was calibrated on: {POPULATION}. For others, fit and
-calibrate your own with `lensborn fit`. It must not be used alone to decide about a person or a picture, and a high
-score is no proof of generation.
+false-alarm rate holds for photographs like those it was calibrated on: {POPULATION}. For others, calibrate on
+your own: with `lensborn teach --real` where the model has a known channel, with `lensborn fit` where it has none.
+It must not be used alone to decide about a person or a picture, and a high score is no proof of generation.
 
 **Known faults.** {FAULTS["contrast" if isinstance(detector.density, Contrast) else "mixture"]}
 Faces whose crop is below {defaults.MIN_CROP_PX} px get the verdict "unsure".

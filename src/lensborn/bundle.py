@@ -33,7 +33,7 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILES = 32
 MAX_DEPTH = 64  # of lists and objects of bundle.json in each other: they are printed by recursion
-SHIPPED = Path(__file__).parent / "models" / "lensborn-10"
+SHIPPED = Path(__file__).parent / "models" / "lensborn-11"
 
 MANIFEST = "bundle.json"
 DENSITY = "density.safetensors"
