@@ -306,7 +306,15 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
     memory = channel.head.memory
     check(lessons, memory, channel.part.seen)
     dim = channel.head.dim
-    heads = channel.head, KnownHead.learn(_extended(memory, lessons, whole=False), dim)
+    taught = _extended(memory, lessons, whole=True)
+    enough = any(
+        _calibrating(taught, lesson.name) >= LEAST_POPULATION for lesson in lessons if not lesson.generated
+    )
+    head = KnownHead.learn(taught, dim, 0.0 if enough else channel.head.margin)
+    reported = head  # where nothing is kept apart, it is the one that learns from half of each generator, too
+    if any(lesson.generated for lesson in lessons):
+        reported = KnownHead.learn(_extended(memory, lessons, whole=False), dim)
+    heads = channel.head, reported
     judged = {lesson.name: np.stack([face.plain for face in lesson.halves[1]]) for lesson in lessons}
     own = [judged[lesson.name] for lesson in lessons if not lesson.generated]
     # as they are; no head learns from them
@@ -321,11 +329,6 @@ def teach(channel: KnownChannel, lessons: Sequence[Lesson]) -> tuple[KnownChanne
         if memory.generated[number] and name not in judged
     ]
     seen = channel.part.seen | {face.sha256[:16] for lesson in lessons for face in lesson.faces}
-    taught = _extended(memory, lessons, whole=True)
-    enough = any(
-        _calibrating(taught, lesson.name) >= LEAST_POPULATION for lesson in lessons if not lesson.generated
-    )
-    head = KnownHead.learn(taught, dim, 0.0 if enough else channel.head.margin)
     alarms = [_alarms(lesson, channel.head, head) for lesson in lessons if not lesson.generated]
     # what was measured of another head is not said of this one
     manifest = {key: value for key, value in channel.part.manifest.items() if key != "measured"}

@@ -55,7 +55,7 @@ def lensborn_(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Flag AI-generated faces as anomalies among photographs."""
+    """Flag AI-generated faces: those that lack the traces of a camera, or look like those of known generators."""
 
 
 def main() -> None:

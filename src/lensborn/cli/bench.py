@@ -68,7 +68,7 @@ def bench(
     ] = None,
     encoder: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=KIND:PATH", help="A frozen encoder, under mixtures fitted here."),
+        typer.Option(metavar="NAME=KIND:PATH", help="A frozen encoder, under densities fitted here."),
     ] = None,
     protocol: Annotated[
         list[ProtocolName] | None, typer.Option(help="Given several times; all of them if left out.")

@@ -27,7 +27,7 @@ def detect(
     model: Model = None,
     alpha: Alpha = None,
 ) -> None:
-    """Find the faces of pictures and tell which do not look photographed.
+    """Find the faces of pictures, and flag those that look generated.
 
     Exit status: 0 all files were read, 1 some could not be, 2 wrong usage. A verdict is no proof.
 

@@ -125,7 +125,8 @@ def fit(
     """Fit and calibrate a model on your own photographs, so that the false-alarm rate holds for those.
 
     Half of the photographs, chosen by hash, fit the density; the other half calibrate it. An interrupted run
-    continues where it stopped.
+    continues where it stopped. The model has no known channel: `lensborn teach --real` calibrates both channels
+    of one that has, as the shipped one.
 
     Example: lensborn fit my-photos/ --encoder runs/first --out runs/my-platform --components 4 --dims 64
     """

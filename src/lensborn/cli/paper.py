@@ -69,7 +69,9 @@ def paper(
     limit: Limit = None,
     out: Annotated[Path, typer.Option(help="Folder for report, tables, plot and manifest.")],
 ) -> None:
-    """Do an experiment of Zou et al. 2025 again. Example:
+    """Do an experiment of Zou et al. 2025 again, on your data and encoders.
+
+    Example:
 
         lensborn paper table3 faces.csv --fitted-to ffhq --encoder ranking=lensborn:runs/ranking \\
             --encoder manipulation=lensborn:runs/manipulation --encoder both=lensborn:runs/both --out table3

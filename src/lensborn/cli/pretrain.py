@@ -13,7 +13,7 @@ def pretrain(
     init: Annotated[Path | None, typer.Option(help="Published checkpoint to start from.")] = None,
     size: Annotated[int, typer.Option(help="Side of the encoder's input, in pixels.")] = 224,
     epochs: Annotated[int, typer.Option(min=1)] = 30,
-    batch: Annotated[int, typer.Option(min=2, help="Photographs a step, over all processes.")] = 64,
+    batch: Annotated[int, typer.Option(min=2, help="Face crops a step, over all processes.")] = 64,
     lr: Annotated[float, typer.Option(min=0.0)] = 3e-4,
     ranking: Annotated[bool, typer.Option(help="The four EXIF tags.")] = True,
     manipulation: Annotated[bool, typer.Option(help="The manipulated faces.")] = True,

@@ -65,7 +65,7 @@ def scan(
     """Judge every picture below folders into a table; run again, it goes on where it stopped.
 
     Unchanged files are not judged twice. RESULTS gets faces.parquet and summary.json. Exit status: 0 all files
-    were read, 1 some could not be, 2 wrong usage or a disk that refuses.
+    were read, 1 some could not be, 2 wrong usage or a disk that refuses, 130 after Ctrl-C.
 
     Example: lensborn scan profile-pictures/ --out results --sheet
     """
