@@ -5,7 +5,6 @@ bundle may come from a stranger: names are confined to the folder, sizes are bou
 raises BundleError. The format: docs/bundle.md.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -26,6 +25,7 @@ from safetensors.numpy import save as save_arrays
 from lensborn.calibration import Conformal
 from lensborn.contrast import Contrast
 from lensborn.density import Density, Mixture
+from lensborn.disk import sync_folder, whole_file
 from lensborn.known_head import KnownHead
 
 FORMAT = 1
@@ -102,13 +102,14 @@ class KnownPart:
 class Bundle:
     """A bundle that was read and verified.
 
-    manifest: the content of bundle.json. sha256: of the bytes of bundle.json, which pins every other file. seen:
-    the pictures that it was made from, or whose source it knows, by the first 16 digits of their SHA-256. known:
-    the second channel, None where there is none.
+    manifest: the content of bundle.json. card: of CARD.md. sha256: of the bytes of bundle.json, which pins every
+    other file. seen: the pictures that it was made from, or whose source it knows, by the first 16 digits of their
+    SHA-256. known: the second channel, None where there is none.
     """
 
     path: Path
     manifest: dict[str, Any]
+    card: str
     density: Density
     conformal: Conformal
     sha256: str
@@ -137,7 +138,7 @@ def read_bundle(path: str | Path) -> Bundle:
     text = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
     manifest = _parse(text)
     _check_manifest(manifest)
-    contents = {}
+    contents, card = {}, ""
     lists: dict[str, frozenset[str]] = {}
     for name, expected in manifest["files"].items():
         data = _read(folder, name, MAX_FILE_BYTES)
@@ -148,13 +149,13 @@ def read_bundle(path: str | Path) -> Bundle:
         elif name in (SEEN, KNOWN_SEEN):
             lists[name] = _seen(data, name)
         elif name == CARD:
-            _check_text(name, data)
+            card = _text(name, data)
     density = _density(contents[DENSITY], manifest)
     conformal = _conformal(contents[CALIBRATION], manifest["calibration"]["n"])
     nothing: frozenset[str] = frozenset()
     known = _known(manifest.get(KNOWN_KEY), contents.get(KNOWN), lists.get(KNOWN_SEEN, nothing))
     sha256 = hashlib.sha256(text).hexdigest()
-    return Bundle(folder, manifest, density, conformal, sha256, lists.get(SEEN, nothing), known)
+    return Bundle(folder, manifest, card, density, conformal, sha256, lists.get(SEEN, nothing), known)
 
 
 def write_bundle(
@@ -204,30 +205,14 @@ def write_bundle(
     fresh.mkdir()
     try:
         for name, data in {**contents, MANIFEST: text}.items():
-            _write_to_disk(fresh / name, data)
+            with whole_file(fresh / name) as file:
+                file.write(data)
         sync_folder(fresh)
         read_bundle(fresh)  # what cannot be read is never put in place
         _put_in_place(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return read_bundle(target)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, as a rename needs; Windows needs and allows no such call.
-
-    Raises OSError where the disk refuses.
-    """
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some filesystems have no such call for folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def preprocessing_fits(crop_scale: float, size: int) -> bool:
@@ -259,13 +244,6 @@ def check_target(path: str | Path, *, overwrite: bool) -> None:
         raise BundleError(
             f"{target} holds what is no part of a bundle, as {others[0]!r}: move it, or choose another folder"
         )
-
-
-def _write_to_disk(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:
@@ -380,9 +358,9 @@ def _arrays(name: str, data: bytes) -> dict[str, Any]:
         raise BundleError(f"{name} is not a safetensors file ({error}): {_AGAIN}") from error
 
 
-def _check_text(name: str, data: bytes) -> None:
+def _text(name: str, data: bytes) -> str:
     try:
-        data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{name} is not UTF-8 ({error}): {_AGAIN}") from error
 

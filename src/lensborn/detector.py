@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 import lensborn
 from lensborn import defaults
-from lensborn.bundle import BESIDE, CARD, SHIPPED, Bundle, BundleError, KnownPart, read_bundle, write_bundle
+from lensborn.bundle import BESIDE, SHIPPED, Bundle, BundleError, KnownPart, read_bundle, write_bundle
 from lensborn.calibration import Conformal, clopper_pearson, minimum_scores
 from lensborn.contrast import LEAST, Contrast
 from lensborn.datasets.corpus import split_of
@@ -233,13 +233,12 @@ class Detector:
         info = ModelInfo(
             bundle.name, bundle.sha256, bundle.manifest["calibration"]["alpha"] if alpha is None else alpha
         )
-        card = (bundle.path / CARD).read_text("utf-8")
         return cls(
             bundle_encoder(bundle),
             density=bundle.density,
             conformal=bundle.conformal,
             manifest=bundle.manifest,
-            card=card,
+            card=bundle.card,
             info=info,
             seen=bundle.seen,
             known=KnownChannel.of(bundle),

@@ -58,9 +58,7 @@ _START_OF_SCAN, _END, _APP1 = b"\xff\xda", b"\xff\xd9", b"\xff\xe1"
 _SEGMENT = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")  # the end marker, or those with a length
 _SEGMENT_BLOCK = 2**16  # bytes of a JPEG in which the next segment is looked for at a time
 _END_BLOCK = 2**20  # and those in which the end marker is
-_MAX_FILLING = (
-    2**16
-)  # bytes of a JPEG between segments before its first scan: Pillow goes over them one by one
+_MAX_FILLING = 2**16  # bytes between segments before the scan, which Pillow goes over one by one
 _MAX_SEGMENTS = 10_000  # of a JPEG before its scan, and after; full ones are more than a file may have
 _MAX_EXIF_SEGMENTS = 100  # Pillow joins them, which takes the square of their number
 _MAX_SCANS = 500  # however short, each goes over the whole picture; libjpeg-turbo's fuzzers stop here, too

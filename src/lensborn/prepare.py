@@ -8,27 +8,20 @@ stops the run. One process at a time prepares a corpus.
 
 import hashlib
 import io
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from lensborn import defaults
-from lensborn.bundle import sync_folder
 from lensborn.datasets.corpus import COLUMNS, LANDMARKS, TABLE, TAGS, CorpusError, read_table, write_table
+from lensborn.disk import sync_folder, whole_file
 from lensborn.faces import Face, FaceFinder, crop_face, crop_square
 from lensborn.photo import CameraSettings, Photo, find_photos, open_regular, read_photo, reason_of
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 MAX_SIDE = 320  # of a saved crop, in pixels
 QUALITY = 95  # of its JPEG, with full chroma
@@ -78,7 +71,13 @@ def prepare(
     cannot be read, or another process prepares it, OSError where it cannot be written.
     """
     (out / CROPS).mkdir(parents=True, exist_ok=True)
-    with _held(out):
+    try:
+        lock = FileLock(out / _LOCK, timeout=0).acquire()
+    except Timeout as error:
+        raise CorpusError(
+            f"another `lensborn prepare` writes to {out}: wait for it, or choose another folder"
+        ) from error
+    with lock:
         rows: list[Row] = read_table(out) if (out / TABLE).exists() else []
         columns = list(dict.fromkeys((*COLUMNS, *(rows[0] if rows else ()))))
         done = {row["photo_sha1"] for row in rows}
@@ -95,22 +94,6 @@ def prepare(
                     written = time.monotonic()
         finally:
             _write(out, rows, columns)
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Hold a corpus for this process, which lets go of it however it ends; CorpusError where another holds it."""
-    with (out / _LOCK).open("ab") as file:
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # the latter on Windows
-            raise CorpusError(
-                f"another `lensborn prepare` writes to {out}: wait for it, or choose another folder"
-            ) from error
-        yield
 
 
 def _write(out: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
@@ -156,15 +139,8 @@ def _save_crop(photo: Photo, face: Face, path: Path) -> Row | None:
     coded = io.BytesIO()  # where a disk is full, Pillow may write half a file, and not say so
     crop = Image.fromarray(crop_face(photo.pixels, face.box, size))
     crop.save(coded, "JPEG", quality=QUALITY, subsampling=0)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(coded.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(coded.getvalue())
     landmarks = (np.asarray(face.landmarks, dtype=np.float64) - (x0, y0)) * (size / side)
     return {
         "photo_width": str(photo.width),

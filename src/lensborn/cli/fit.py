@@ -12,6 +12,7 @@ import typer
 
 from lensborn import defaults
 from lensborn.cli.progress import tracked
+from lensborn.disk import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -371,13 +372,12 @@ def _read_cache(path: Path, fingerprint: str) -> Done:
 
 
 def _write_cache(path: Path, fingerprint: str, done: Done) -> None:
-    """Write aside, then rename. A file without features has the count -1."""
+    """Write whole or not at all. A file without features has the count -1."""
     import numpy as np  # noqa: PLC0415
 
     features = [rows for _, rows in done.values() if rows is not None and len(rows)]
     if not features:
         return
-    aside = path.with_name(f"{path.name}.new")
     arrays: dict[str, Any] = {
         "fingerprint": np.array(fingerprint),
         "keys": np.array(list(done)),
@@ -385,9 +385,5 @@ def _write_cache(path: Path, fingerprint: str, done: Done) -> None:
         "counts": np.array([-1 if rows is None else len(rows) for _, rows in done.values()]),
         "features": np.concatenate(features),
     }
-    try:
-        with aside.open("wb") as file:
-            np.savez(file, **arrays)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        np.savez(file, **arrays)

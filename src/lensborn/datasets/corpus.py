@@ -7,8 +7,8 @@ album or photographer is on both sides, and a corpus that grows keeps every sour
 
 import csv
 import hashlib
+import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lensborn import defaults
+from lensborn.disk import whole_file
 
 TABLE = "photos.csv"
 TAGS = ("f_number", "exposure_time_s", "focal_length_mm", "iso")
@@ -111,17 +112,12 @@ def write_table(
     Columns that a row lacks are left empty; a column that is not in `columns` raises ValueError.
     """
     path = Path(folder) / TABLE
-    aside = path.with_name(f".{TABLE}.{os.getpid()}")
-    try:
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lensborn import defaults
 from lensborn.detector import Detection, Detector
-from lensborn.photo import PHOTO_SUFFIXES, UnreadableError, open_regular, unfit_size
+from lensborn.photo import PHOTO_SUFFIXES, UnreadableError, open_regular, reason_of, unfit_size
 from lensborn.scan.errors import ScanError
 
 # As the stores call it, the best first.
@@ -116,9 +116,7 @@ class Disk:
             with open_regular(path) as file:
                 return file.read(defaults.MAX_FILE_BYTES)
         except OSError as error:
-            raise UnreadableError(
-                f"the disk did not give the file ({error.strerror}): check it, and scan again"
-            ) from error
+            raise UnreadableError(reason_of(path, error)) from error
 
     def judge(self, detector: Detector, path: str, size: int | None) -> Detection:
         """See `Place.judge`."""

@@ -8,7 +8,6 @@ sheet.html      the most suspicious faces, on request
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from lensborn.bundle import sync_folder
+from lensborn import disk
 from lensborn.scan.errors import ScanError, cannot_write
 
 TABLE = "faces.parquet"
@@ -118,22 +117,13 @@ class Results:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is there whole or not at all: written aside, brought to the disk, then renamed.
-
-    Raises ScanError, with the remedy, where the disk refuses.
-    """
-    aside = path.with_name(f".{path.name}.new")
+    """As `disk.whole_file`, its name on the disk, too. Raises ScanError, with the remedy, where that refuses."""
     try:
-        with aside.open("wb") as file:
+        with disk.whole_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        sync_folder(path.parent)
+        disk.sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path.parent, error) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
