@@ -1,8 +1,8 @@
 """Speed of training, beside the same training in float32 and NCHW layout, and beside its limit; prints Markdown.
 
-    python benchmarks/training_speed.py CORPUS [--backbone resnet50] [--size 224] [--batch 16] [--rounds 5]
+    python benchmarks/training_speed.py CORPUS [--backbone resnet50] [--size 224] [--batch 16] [--workers 1]
 
-Training as `lensborn pretrain` does it, its loader in a process of its own; the reference way, in float32 and the
+Training as `lensborn pretrain` does it, its loader in processes of its own; the reference way, in float32 and the
 layout that torch comes with; and the limit, forward and backward on a batch that is ready, without the loader and
 without an update of the weights.
 They take turns in one process, so that a busy machine slows all; the ratios are what counts.
@@ -11,7 +11,7 @@ They take turns in one process, so that a busy machine slows all; the ratios are
 import argparse
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="photographs, each seen twice")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="a round, of each way")
+    parser.add_argument("--workers", type=int, default=1, help="loader processes, as of lensborn pretrain")
     arguments = parser.parse_args()
     images = 2 * arguments.batch
     print(f"{machine('torch')}, {torch.get_num_threads()} threads")
@@ -48,6 +49,7 @@ def main() -> None:
             splits["train"],
             splits["validate"],
             Path(tempfile.gettempdir()) / "unused",
+            workers=arguments.workers,
         )
         for layout in ({}, REFERENCE)
     )
@@ -74,8 +76,8 @@ def training(trainer: Trainer, steps: int) -> float:
     """Seconds of so many steps within an epoch; the first, for which the loader must start, does not count."""
     network = trainer.model.train()
     batches = islice(trainer.loader, steps + 1)
-    trainer.train_step(network, next(batches))
-    return timed(lambda: [trainer.train_step(network, batch) for batch in batches])
+    finished([trainer.train_step(network, next(batches))])
+    return timed(lambda: finished(trainer.train_step(network, batch) for batch in batches))
 
 
 def passes(trainer: Trainer, batch: dict[str, Tensor], steps: int) -> float:
@@ -88,7 +90,15 @@ def passes(trainer: Trainer, batch: dict[str, Tensor], steps: int) -> float:
             loss, _ = trainer.losses(network, batch)
         loss.backward()
 
-    return timed(lambda: [once() for _ in range(steps)])
+    return timed(lambda: finished(once() for _ in range(steps)))
+
+
+def finished(work: Iterable[object]) -> None:
+    """Does all of it, and waits for a GPU, which computes on after a call has come back."""
+    for _ in work:
+        pass
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def ratios(above: list[float], below: list[float], factor: float = 1) -> list[float]:

@@ -67,7 +67,7 @@ def test_a_run_leaves_what_its_head_says(finished):
     card = json.loads((finished / "card.json").read_text())
     assert card["data"]["train"]["sources"] > 10
     assert {f"rank_{tag}" for tag in TAGS} | {"manipulation_auc"} <= set(card["best_epoch"])
-    assert not list(finished.glob("*.part*"))
+    assert not list(finished.glob(".*.new"))
 
 
 def test_a_killed_run_ends_with_the_same_weights(corpus, finished, tmp_path):

@@ -37,7 +37,7 @@ from lensborn.datasets.corpus import Crop, read_corpus
 from lensborn.delivery import resized
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import native_face, split_crops
-from lensborn.pretext.loop import device, save_tensors, write_rows
+from lensborn.pretext.loop import repeatable_device, save_tensors, write_rows
 from lensborn.pretext.model import Encoder, watched
 
 Image = NDArray[np.uint8]
@@ -335,7 +335,7 @@ def main() -> None:
     out: Path = arguments.out
     (out / "faces").mkdir(parents=True, exist_ok=True)
     splits = split_crops(read_corpus(arguments.corpus))
-    where, networks, faces, likeness = device(), {}, None, None
+    where, networks, faces, likeness = repeatable_device(), {}, None, None
     for build in (*BUILDS, *HELD_OUT):
         if arguments.only and build.name not in arguments.only:
             continue

@@ -37,7 +37,7 @@ from lensborn.photo import digest_of, read_photo
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
 from lensborn.pretext.export import write_export
-from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve, device
+from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve, repeatable_device
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
 from lensborn.pretext.model import Encoder, moments, watched
@@ -304,7 +304,7 @@ class Climb(Loop):
             model.load_state_dict({**found, "deviations": torch.zeros(len(TASKS))})
         sources = [crop.source for crop in crops["train"]]
         batches = EpochBatches(sources, rung.batch, rung.seed, rung.per_source)
-        self.weights = torch.ones(len(TASKS), device=device())
+        self.weights = torch.ones(len(TASKS), device=repeatable_device())
         shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         held_out = Rungs(crops["validate"], rung, means)
         self.validation = DataLoader(held_out, batch_size=rung.batch, **shared)

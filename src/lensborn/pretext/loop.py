@@ -10,6 +10,7 @@ A run is a folder:
 """
 
 import csv
+import io
 import json
 import math
 import os
@@ -26,12 +27,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler
 
 from lensborn import defaults
+from lensborn.disk import whole_file
 
 CHECKPOINT, BEST, LOG = "checkpoint.safetensors", "best.safetensors", "log.csv"
 
@@ -103,7 +105,7 @@ class Loop(ABC):
         self.settings, self.out, self.progress = settings, out, progress
         self.checkpoint_every = checkpoint_every
         self.rank, self.world = place()
-        self.device = device()
+        self.device = repeatable_device()
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(_parameter_groups(self.model, settings), lr=settings.lr)
@@ -285,9 +287,8 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     for axes in (left, right):
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
-    aside = path.with_suffix(".part.png")
-    figure.savefig(aside, dpi=110)
-    aside.replace(path)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _parameter_groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:
@@ -314,7 +315,7 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-def device() -> torch.device:
+def repeatable_device() -> torch.device:
     """The GPU that torchrun gave to this process, else the first; the CPU where there is none.
 
     A GPU is told to compute the same each time, as a CPU does: a run that was killed must end as it would have.
@@ -328,26 +329,24 @@ def device() -> torch.device:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all."""
-    aside = path.with_name(path.name + ".part")
     # safetensors stores rows contiguously; channels-last is put back when the weights are loaded.
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, aside, metadata)
-    aside.replace(path)
+    stored = save({name: value.contiguous().cpu() for name, value in tensors.items()}, metadata)
+    with whole_file(path) as file:
+        file.write(stored)
 
 
 def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
-    aside.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
     """Write rows of the same columns as CSV, whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    aside.replace(path)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_text(path, table.getvalue())
 
 
 def _write_events(folder: Path, row: Mapping[str, float]) -> None:
