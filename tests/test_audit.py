@@ -11,6 +11,7 @@ from PIL import Image
 from lensborn.bench.audit import (
     MINIMUM,
     Container,
+    _folds,
     audit,
     container_features,
     highpass_statistics,
@@ -51,7 +52,7 @@ def containers(rng, n, **fixed):
 
 def container_auc(real, fake, seed=0):
     features = container_features([*real, *fake])
-    return audit(features[: len(real)], features[len(real) :], seed)
+    return audit(features[: len(real)], features[len(real) :], seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,30 @@ def test_two_halves_of_one_set_look_alike():
         found = container_auc(everything[:200], everything[200:], seed)
         assert found.value < 0.6
         assert found.low <= 0.5 <= found.high
+
+
+def test_sources_that_each_look_their_own_way_are_no_difference_between_two_classes():
+    """Sources shared out by chance: pictures of one in two folds would let the classifier learn the sources."""
+    plain, by_source = [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        sources = np.repeat(np.arange(40), 10)
+        values = rng.normal(size=(40, 12))[sources] + 0.3 * rng.normal(size=(400, 12))
+        fake = np.isin(sources, rng.permutation(40)[:20])
+        names = sources.astype(str)
+        plain.append(audit(values[~fake], values[fake], seed=seed))
+        by_source.append(audit(values[~fake], values[fake], names[~fake], names[fake], seed=seed))
+    assert np.mean([found.value for found in plain]) > 0.7
+    assert abs(np.mean([found.value for found in by_source]) - 0.5) < 0.08
+    assert sum(found.low <= 0.5 <= found.high for found in by_source) >= 10
+    assert sum(found.low <= 0.5 <= found.high for found in plain) <= 4
+
+
+def test_folds_keep_groups_whole_and_are_of_one_size():
+    groups = np.repeat(np.arange(23), np.arange(1, 24)).astype(str)
+    folds = _folds(groups, np.random.default_rng(0))
+    assert all(len(set(folds[groups == one])) == 1 for one in groups)
+    assert np.ptp(np.bincount(folds, minlength=5)) <= 3
 
 
 def test_what_does_not_differ_gives_one_half_exactly():

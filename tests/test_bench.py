@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import TINY_DIM, TINY_TEXTURES
 from PIL import Image
 from typer.testing import CliRunner
 
-from lensborn.bench import observing, protocols
+from lensborn.bench import metrics, observing, protocols
 from lensborn.bench.contestants import (
     BundleContestant,
     ContestantError,
@@ -94,6 +95,15 @@ def test_pictures_are_shown_as_the_protocols_say(odd):
     assert np.abs(views[PUBLISHED].crop(256).astype(int) - views[EQUALISED].pixels).mean() < 3
     native = protocols.native_crop(views[PUBLISHED])
     assert native.shape[0] == pytest.approx(1.3 * max(box[2:]), abs=1.5)
+
+
+def test_a_large_picture_waits_undecoded_and_is_seen_alike(odd, monkeypatch):
+    (kept,) = (seen.views[PUBLISHED] for seen in show(odd[:1], [PUBLISHED]))
+    monkeypatch.setattr(protocols, "DECODED_PIXELS", 1000)
+    (let_go,) = (seen.views[PUBLISHED] for seen in show(odd[:1], [PUBLISHED]))
+    assert kept.decoded is not None
+    assert let_go.decoded is None
+    np.testing.assert_array_equal(kept.pixels, let_go.pixels)
 
 
 def test_a_bundle_says_in_the_benchmark_what_it_says_to_a_user(odd, detector):
@@ -203,6 +213,23 @@ def test_halves_follow_the_source_where_there_are_enough():
     assert set(parts_of([Picture(Path("x"), "1", "f", "fake")], True)) == {TEST}
 
 
+def test_a_file_that_is_there_twice_falls_into_one_part():
+    names = [f"{n}" for n in range(200)] + [f"copy of {n}" for n in range(200)]
+    copies = [Picture(Path("x"), name, "r", "real") for name in names]
+    parts = parts_of(copies, True, [f"hash {n % 200}" for n in range(400)])
+    np.testing.assert_array_equal(parts[:200], parts[200:])
+    unknown = parts_of(copies, True, [""] * 400)
+    assert (unknown[:200] != unknown[200:]).any()
+
+
+def test_a_source_falls_into_one_part_in_a_small_set_too():
+    many = [Picture(Path("x"), f"{n}", "A", "real", f"s{n % 20}") for n in range(200)]
+    few = [Picture(Path("x"), f"{n}", "B", "real", f"s{n % 3}") for n in range(60)]
+    parts = parts_of([*many, *few], True)
+    for source in range(3):
+        assert len({*parts[:200][source::20], *parts[200:][source::3]}) == 1
+
+
 @pytest.mark.parametrize("condition", [PUBLISHED, EQUALISED])
 def test_thresholds_come_from_the_reference_half(condition):
     rng = np.random.default_rng(0)
@@ -213,10 +240,19 @@ def test_thresholds_come_from_the_reference_half(condition):
     found = judge(entry, observed, condition, "r", parts, alpha=0.05, refit=Refit())
     reference = found.scores[parts != TEST]
     if condition == PUBLISHED:
-        assert found.threshold == np.quantile(reference, 0.95)
+        assert found.threshold == np.nextafter(np.quantile(reference, 0.95), np.inf)
     else:
         flagged = Conformal.fit(reference).p_values(found.scores) <= 0.05
         np.testing.assert_array_equal(found.scores >= found.threshold, flagged)
+
+
+@pytest.mark.parametrize("condition", [PUBLISHED, EQUALISED])
+def test_scores_that_most_photographs_share_flag_none_of_them(condition):
+    labels, sets = ["real"] * 400 + ["fake"] * 100, ["r"] * 400 + ["f"] * 100
+    observed = made([0] * 400 + [1] * 100, labels, sets, condition)
+    judged = Judged(observed, reference=True, alpha=0.05, refit=Refit())
+    (row,) = make_tables(judged, entries_of([FunctionContestant("f", len)]), seed=0).pairs
+    assert (row["auc"], row["accuracy"], row["false_alarms"]) == (1, 1, 0)
 
 
 def test_a_refitted_encoder_is_fitted_to_the_named_photographs(detector):
@@ -298,13 +334,47 @@ def test_tables_of_known_scores():
     photographs = {row["real"]: row for row in tables.photographs}
     row = photographs["a"]
     assert (row["n"], row["no_face"], row["flagged"], row["false_alarms"]) == (4, 1, 1, 0.25)
-    assert (row["false_alarms_low"], row["false_alarms_high"]) == pytest.approx((0.00631, 0.80588), abs=1e-5)
+    assert row["no_score"] == 0
+    assert (row["false_alarms_low"], row["false_alarms_high"]) == pytest.approx((0.04559, 0.69936), abs=1e-5)
     (summary,) = tables.summary
     assert summary["generators"] == 2
     assert summary["macro_auc"] == pytest.approx((1 + 7.5 / 16) / 2)
     assert summary["micro_auc"] == pytest.approx((16 + 7.5) / 32)
     assert (summary["worst"], summary["worst_auc"]) == ("bad", pytest.approx(7.5 / 16))
     assert not tables.comparisons
+
+
+def test_a_score_that_a_detector_withholds_is_counted():
+    scores = [0.0] * 20 + [1.0] * 6 + [math.nan] * 4
+    observed = made(scores, ["real"] * 20 + ["fake"] * 10, ["r"] * 20 + ["f"] * 10)
+    judged = Judged(observed, reference=False, alpha=0.05, refit=Refit())
+    tables = make_tables(judged, entries_of([FunctionContestant("f", len, threshold=0.5)]), seed=0)
+    row = tables.pairs[0]
+    assert (row["n_generated"], row["no_score"], row["unreadable"]) == (6, 4, 0)
+    assert {row["no_score"] for row in tables.photographs} == {0}
+
+
+def test_accuracies_are_compared_by_source_and_only_at_thresholds():
+    """A source of twenty alike pictures is one witness."""
+    rng = np.random.default_rng(0)
+    mine, theirs = (np.repeat(rng.normal(size=12), 20) for _ in range(2))
+    labels = ["real"] * 240 + ["fake"] * 20
+    observed = made([*mine, *[9.0] * 20], labels, ["r"] * 240 + ["f"] * 20)
+    observed.conditions[PUBLISHED].observed["g"] = np.array([*theirs, *[9.0] * 20])[:, None]
+    for n in range(240):
+        observed.pictures[n] = replace(observed.pictures[n], source=f"s{n // 20}")
+    for threshold, known in ((0.5, True), (math.inf, False)):
+        rivals = [
+            FunctionContestant("f", len, threshold=0.5),
+            FunctionContestant("g", len, threshold=threshold),
+        ]
+        judged = Judged(observed, reference=False, alpha=0.05, refit=Refit())
+        (row,) = make_tables(judged, entries_of(rivals), seed=0).comparisons
+        if known:
+            right = [np.r_[scores < 0.5, np.ones(20, bool)] for scores in (mine, theirs)]
+            assert row["p_accuracy"] > 5 * metrics.equally_right(*right) > 0
+        else:
+            assert row["p_accuracy"] is row["p_accuracy_holm"] is None
 
 
 def test_a_threshold_from_too_few_photographs_is_none():
@@ -324,13 +394,43 @@ def test_a_table_of_scores_is_a_detector(tmp_path):
     path = tmp_path / "theirs.csv"
     path.write_text("file,score,condition\na.png,1.5,\na.png,2.5,equalised-256\n")
     theirs = contestant(str(path))
-    views = [View(b"", (0, 0, 1, 1), name, condition) for name, condition in
+    views = [View(b"", (0, 0, 1, 1), "s", name, condition) for name, condition in
              (("a.png", PUBLISHED), ("a.png", EQUALISED), ("b.png", PUBLISHED))]  # fmt: skip
     np.testing.assert_array_equal(theirs.observe(views)[:, 0], [1.5, 2.5, math.nan])
     assert theirs.name == "theirs"
 
 
-@pytest.mark.parametrize("content", ["", "file,score\n", "file,score\na.png,high\n", "name\na\n", "\xff\xfe"])
+def test_two_sets_may_have_pictures_of_one_name(tmp_path):
+    path = tmp_path / "theirs.csv"
+    views = [View(b"", (0, 0, 1, 1), name, "1.jpg", PUBLISHED) for name in "ab"]
+    path.write_text("set,file,score\na,1.jpg,0.25\nb,1.jpg,0.75\n")
+    np.testing.assert_array_equal(contestant(str(path)).observe(views)[:, 0], [0.25, 0.75])
+    path.write_text("file,score\n1.jpg,0.25\n")
+    with pytest.raises(ContestantError, match="column set"):
+        contestant(str(path)).observe(views)
+
+
+def test_names_may_hold_what_some_take_for_the_end_of_a_line(tmp_path):
+    path = tmp_path / "theirs.csv"
+    names = ["a\u2028b", "a\x85b", "a\nb"]
+    path.write_text("file,score\n" + "".join(f'"{name}",1\n' for name in names))
+    views = [View(b"", (0, 0, 1, 1), "s", name, PUBLISHED) for name in names]
+    assert contestant(str(path)).observe(views)[:, 0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "file,score\n",
+        "file,score\na.png,high\n",
+        "name\na\n",
+        "\xff\xfe",
+        "score,file\n1\n",
+        "file,score\na.png,1\na.png,2\n",
+        'file,score\n"a.png,1\nb.png,2\n',
+    ],
+)
 def test_a_bad_table_of_scores_is_refused(tmp_path, content):
     path = tmp_path / "theirs.csv"
     path.write_bytes(content.encode("latin-1"))
@@ -338,16 +438,27 @@ def test_a_bad_table_of_scores_is_refused(tmp_path, content):
         contestant(str(path))
 
 
-@pytest.mark.parametrize("spec", ["nothing", "no_such_module:score", "math:score"])
+@pytest.mark.parametrize(
+    "spec", ["nothing", "no_such_module:score", "math:score", ":score", ".a:score", "math:pi"]
+)
 def test_a_detector_that_cannot_be_found_is_refused(spec):
-    with pytest.raises(ContestantError, match=r"no detector|cannot be imported"):
+    with pytest.raises(ContestantError, match=r"no detector|cannot be imported|no function"):
         contestant(spec)
 
 
 def test_a_detector_must_give_one_score_a_view():
-    view = View(b"", (0, 0, 1, 1), "a", PUBLISHED)
+    view = View(b"", (0, 0, 1, 1), "s", "a", PUBLISHED)
     with pytest.raises(ContestantError, match="one a view"):
         FunctionContestant("f", lambda views: 1.0).observe([view])
+    with pytest.raises(ContestantError, match="numbers"):
+        FunctionContestant("f", lambda views: ["high"] * len(views)).observe([view])
+
+
+def test_an_infinite_score_is_the_largest():
+    scores = FunctionContestant("f", lambda views: [math.inf, -math.inf, math.nan, 2]).observe([None] * 4)
+    assert np.isfinite(scores[[0, 1, 3]]).all()
+    assert scores[0] > 2 > scores[1]
+    assert math.isnan(scores[2, 0])
 
 
 # --- the commands -------------------------------------------------------------------------------------
@@ -468,6 +579,43 @@ def test_views_can_be_scored_elsewhere(tiny_bundle, sets, tmp_path):
     assert result.exit_code == 0, result.output
     bench = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert bench["pairs"][0]["detector"] == "mean"
+
+
+def test_a_table_that_names_none_of_the_pictures_is_refused(sets, tmp_path):
+    (tmp_path / "other.csv").write_text("file,score\nelsewhere.jpg,1\n")
+    words = ["bench", "--real", f"cam={sets / 'r'}", "--fake", f"gen={sets / 'f'}", "--limit", 2]
+    result = run(
+        *words,
+        "--detector",
+        tmp_path / "other.csv",
+        "--protocol",
+        "published",
+        "--out",
+        tmp_path / "out",
+    )
+    assert result.exit_code == 2
+    assert "gave no picture a score" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_views_tell_of_what_cannot_be_shown(sets, tmp_path):
+    for name in ("r", "f"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes((sets / "f" / "0.png").read_bytes())
+    (tmp_path / "f" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    words = ["--real", f"cam={tmp_path / 'r'}", "--fake", f"gen={tmp_path / 'f'}", "--out", tmp_path / "out"]
+    result = run("bench", *words, "--views", tmp_path / "views", "--protocol", "published")
+    assert result.exit_code == 1
+    assert "1 unreadable" in result.output
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(sets, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ["--real", f"cam={sets / 'r'}", "--fake", f"gen={sets / 'f'}"]
+    result = run(
+        "bench", *words, "--detector", "highpass_detector:score", "--out", tmp_path / "file" / "below"
+    )
+    assert result.exit_code == 2
+    assert "24" not in result.output
 
 
 def test_evaluate_measures_one_model_on_everything(tiny_bundle, sets, tmp_path):

@@ -86,9 +86,10 @@ def test_a_bad_value_is_told_with_its_row(tmp_path: Path, column: str, value: st
     ("content", "message"),
     [
         (None, "lensborn prepare"),
-        (b"", "lacks the columns file"),
+        (b"", "empty"),
+        (b"\n", "lacks the columns file"),
         (b"file,source\na,b\n", "lacks the columns photo_sha1"),
-        (b"\xff\xfe\0", "not a table"),
+        (b"\xff\xfe\0", "not in UTF-8"),
         ((",".join(COLUMNS) + "\nonly,three,fields\n").encode(), "row 2"),
         ((",".join(COLUMNS) + "\n" + "," * len(COLUMNS) + "\n").encode(), "row 2"),
     ],

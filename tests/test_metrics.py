@@ -1,10 +1,11 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -75,7 +76,7 @@ def test_a_replicate_is_the_number_of_the_drawn_pictures():
     rng = np.random.default_rng(1)
     real, fake = rng.integers(0, 5, 30).astype(float), rng.integers(1, 7, 20).astype(float)
     weights = [metrics.resample(rng, 8, np.full(n, "")) for n in (30, 20)]
-    weighted = metrics._of_curve(metrics._curves(real, fake, *weights))
+    weighted = metrics._of_curve(metrics.curves(real, fake, *weights))
     for replicate, (r, f) in enumerate(zip(*weights, strict=True)):
         drawn = values(np.repeat(real, r.astype(int)), np.repeat(fake, f.astype(int)), 3.0)
         for name, values_of_all in weighted.items():
@@ -228,12 +229,45 @@ def test_paired_p_values_are_uniform_without_a_difference():
     assert 0.40 <= np.mean(np.array(p_values) <= 0.5) <= 0.60
 
 
-def test_mcnemar_counts_only_where_the_two_differ():
+def test_equally_right_counts_only_where_the_two_differ():
     right = np.array([1] * 10 + [0] * 5, dtype=bool)
-    assert metrics.mcnemar(right, right) == 1
+    assert metrics.equally_right(right, right) == 1
     other = right.copy()
     other[:6] = False
-    assert metrics.mcnemar(right, other) == pytest.approx(2 * 0.5**6)  # six against none
+    assert metrics.equally_right(right, other) == pytest.approx(2 * 0.5**6)  # six against none
+
+
+def test_equally_right_by_source_is_students_test_of_the_sources():
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(15), 8).astype(str)
+    lean = rng.normal(0.2, 0.3, 15)[groups.astype(int)]
+    a, b = rng.random(120) < 0.6 + lean, rng.random(120) < 0.6
+    each = (a.astype(float) - b).reshape(15, 8).mean(axis=1)
+    assert metrics.equally_right(a, b, groups=groups) == pytest.approx(ttest_1samp(each, 0).pvalue)
+
+
+def test_a_paired_interval_leaves_out_0_just_where_its_p_value_is_below_5_per_cent():
+    rng = np.random.default_rng(8)
+    seen = set()
+    for seed in range(60):
+        groups = np.repeat(np.arange(12), 3).astype(str)
+        real, fake = rng.normal(size=36), rng.normal(0.8, 1, 36)
+        other = [scores + rng.normal(0, 0.8, 36) for scores in (real, fake - 0.4)]
+        found = metrics.paired(
+            real, fake, *other, real_groups=groups, fake_groups=groups, replicates=100, seed=seed
+        )
+        assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+        seen.add(found.p_value < 0.05)
+    assert seen == {True, False}
+
+
+def test_many_pictures_take_no_more_memory_than_some():
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    metrics.measures(rng.normal(size=120_000), rng.normal(size=120_000), 2.0, replicates=30)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 600e6
 
 
 def test_holm_is_the_stepped_adjustment():

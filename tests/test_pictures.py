@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,34 @@ def test_a_table_gives_sets_and_sources(tmp_path):
 def test_a_bad_table_names_the_record(tmp_path, row):
     table = tmp_path / "faces.csv"
     table.write_text("file,label,set\n" + row + "\n")
-    with pytest.raises(PictureSetError, match=r"record 2|no rows"):
+    with pytest.raises(PictureSetError, match=r"record 2|no rows|line 1: .* mend its quotes"):
         picture_sets.pictures_of_table(table)
+
+
+def test_a_quote_that_is_not_closed_takes_no_rows_with_it(tmp_path):
+    table = tmp_path / "faces.csv"
+    rows = [f"{n}.jpg,real,s,Ann" for n in range(9)]
+    table.write_text("\n".join(["file,label,set,source", *rows[:4], '4.jpg,real,s,"Bob', *rows[5:]]) + "\n")
+    with pytest.raises(PictureSetError, match="mend its quotes"):
+        picture_sets.pictures_of_table(table)
+
+
+def test_a_pipe_is_no_table_and_is_not_waited_for(tmp_path):
+    os.mkfifo(table := tmp_path / "faces.csv")
+    with pytest.raises(PictureSetError, match="a pipe or device"):
+        picture_sets.pictures_of_table(table)
+
+
+def test_a_file_has_one_name_however_it_is_written(tmp_path):
+    table = tmp_path / "faces.csv"
+    table.write_text("file,label,set\na.jpg,real,s\n./a.jpg,real,s\nb.jpg,fake,t\n")
+    with pytest.raises(PictureSetError, match="twice"):
+        picture_sets.choose(picture_sets.pictures_of_table(table), None, 0)
+
+
+def test_a_name_may_hold_half_a_character(tmp_path):
+    pictures = [Picture(tmp_path, name, name, label) for name, label in (("\ud800", "real"), ("b", "fake"))]
+    assert picture_sets.choose(pictures, 1, 0) == pictures
 
 
 @given(st.binary(max_size=300) | st.text('ab,\n"\rrealfkst=/', max_size=300).map(lambda t: t.encode()))

@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from lensborn import report
 from lensborn.bench import plots
 from lensborn.bench.delivery import STEPS
 
@@ -61,6 +62,26 @@ def test_a_plot_is_svg_and_the_same_twice(tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.svg", "second.svg"]
 
 
+@pytest.mark.parametrize("name", ["a$\\frac$ $x^2$", "caf\udce9\n\x1b[2J"])
+def test_names_are_drawn_as_they_are(tmp_path, name):
+    """A set may be called anything: mathematics, bytes that are no UTF-8, control characters."""
+    rows = [{"detector": name, "generated": name, "n_components": 1, **spread("auc", 0.6)}]
+    steps = [row | {"generated": name} for row in delivery_rows(1)[:3] if "generated" in row]
+    flagged = [{"panel": name, "set": name, "generated": True, "alpha": 0.1, "flagged": 0.2}]
+    drawn = {
+        "auc": lambda path: plots.auc_plot(rows, path),
+        "delivery": lambda path: plots.delivery_plot(steps, path),
+        "components": lambda path: plots.components_plot(rows, path),
+        "reliability": lambda path: plots.reliability_plot([{"kind": name, "given": 0.5, "was": 0.4}], path),
+        "flagged": lambda path: plots.flagged_plot(flagged, path),
+        "embedding": lambda path: plots.embedding_plot(points()[0], [name] * 60, path),
+    }
+    for what, draw in drawn.items():
+        draw(tmp_path / f"{what}.svg")
+        # matplotlib writes each text that it draws beside its outlines, as a comment
+        assert f"<!-- {report.printable(name)} -->" in (tmp_path / f"{what}.svg").read_text("utf-8"), what
+
+
 def test_a_plot_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(KeyError):
         plots.auc_plot([{"detector": "ours", "generated": "a", "auc": 0.5}], tmp_path / "plot.svg")
@@ -76,5 +97,5 @@ def test_t_sne_keeps_groups_together_and_is_seeded():
     np.testing.assert_array_equal(found, plots.embed(features, 0))
     gap = np.linalg.norm(found[:30].mean(axis=0) - found[30:].mean(axis=0))
     assert gap > 2 * found[:30].std()
-    with pytest.raises(ValueError, match="at least 10"):
+    with pytest.raises(plots.PlotError, match="at least 10"):
         plots.embed(features[:5], 0)

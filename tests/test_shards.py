@@ -134,11 +134,39 @@ def test_many_headers_for_one_member_are_refused(tmp_path):
         ([("1.cls", b"0")], "no picture"),
         ([("1.png", png()), ("1.json", b"{")], r"1\.json is no JSON"),
         ([("1.png", png()), ("1.json", b"[" * 100_000)], r"1\.json is no JSON"),
+        ([("1.cls", b"0"), ("1.jpg", png()), ("1.webp", png())], r"1\.jpg and 1\.webp are pictures of one"),
+        ([("1.cls", b"0"), ("1.png", png()), ("1.png", png())], r"1\.png and 1\.png are pictures of one"),
+        ([("1.cls", b"0"), ("1.png", png()), ("1_0.5.png", png())], r"1_0\.5\.png has more than one dot"),
+        (
+            [("1.cls", b"0"), ("1.png", png()), ("a/2.x.JPG", png()), ("a/2.x.cls", b"0")],
+            r"2\.x\.JPG has more",
+        ),
     ],
 )
 def test_shards_that_cannot_be_used_are_refused(tmp_path, members, word):
     with pytest.raises(PictureSetError, match=word):
         pictures_of_shard(shard(tmp_path / "s.tar", members))
+
+
+def test_what_is_no_picture_of_a_sample_is_passed_over(tmp_path):
+    """Names may have any number of dots beside a picture, or hidden; the same name may be in two folders."""
+    members = [
+        ("a/1.mask.png", png(3)),
+        ("a/1.png", png(1)),
+        ("a/1.cls", b"0"),
+        ("a/1.meta.json", b"{"),
+        ("a/1.gif", b""),
+        ("a/._1.png", b""),
+    ]
+    members += [
+        ("a/._1.png", b""),
+        ("b/1.png", png(2)),
+        ("b/1.cls", b"1"),
+        ("b/.1.x.jpg", b""),
+        ("b/1.png.txt", b""),
+    ]
+    pictures = pictures_of_shard(shard(tmp_path / "s.tar", members))
+    assert [(p.name, p.label) for p in pictures] == [("s.tar/a/1.png", "real"), ("s.tar/b/1.png", "fake")]
 
 
 def test_what_cannot_be_opened_is_refused(tmp_path):

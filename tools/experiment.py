@@ -230,7 +230,9 @@ class Gallery:
         if not extractors:
             return {}
         chosen = [self.pictures[n] for n in np.flatnonzero(where)]
-        contestants = [EncoderContestant(source, one.sha256, one) for source, one in extractors.items()]
+        contestants = [
+            EncoderContestant(source, one.sha256, one, "lensborn") for source, one in extractors.items()
+        ]
         with Progress() as bar:
             task = bar.add_task(f"{len(extractors)} encoders", total=len(chosen))
             observed = observe(

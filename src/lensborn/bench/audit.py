@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from lensborn.bench.metrics import Interval, Z
+from lensborn.bench.metrics import (
+    MIN_GROUPS,
+    Interval,
+    Strings,
+    auc_of,
+    curves,
+    deviation_of,
+    fewest_units,
+    quantile_of,
+    resample,
+)
 
 MINIMUM = 10  # pictures of each class, for five folds to mean anything
 FOLDS = 5
@@ -170,33 +180,64 @@ def _spectrum(grey: NDArray[np.float32]) -> list[float]:
 # --- the classifier -----------------------------------------------------------------------------------
 
 
-def audit(real: ArrayLike, fake: ArrayLike, seed: int = 0) -> Interval | None:
+def audit(
+    real: ArrayLike,
+    fake: ArrayLike,
+    real_groups: Strings | None = None,
+    fake_groups: Strings | None = None,
+    *,
+    seed: int = 0,
+) -> Interval | None:
     """AUC of a classifier of (N, D) real against (M, D) fake features, five-fold; None with too few pictures.
 
     Regularised linear discriminants: ridge regression on the label, both classes weighing alike. The value is the
-    mean over folds, each judged by a model that has not seen it. The interval resamples pictures within class and
-    fold, and is widened for the models being samples too (Nadeau and Bengio, "Inference for the generalization
-    error", Machine Learning 2003). 0.5 [0.5, 0.5] where the features do not differ at all.
+    mean over folds, each judged by a model that has not seen it, nor anything of its sources: `real_groups` (N,)
+    and `fake_groups` (M,), each kept in one fold where there are MIN_GROUPS or more. The interval resamples by
+    them, too, and is widened for the models being samples as well (Nadeau and Bengio, "Inference for the
+    generalization error", Machine Learning 2003). 0.5 [0.5, 0.5] where the features do not differ at all.
     """
-    real, fake = np.asarray(real, dtype=np.float64), np.asarray(fake, dtype=np.float64)
-    if min(len(real), len(fake)) < MINIMUM:
+    both = [np.asarray(values, dtype=np.float64) for values in (real, fake)]
+    if min(map(len, both)) < MINIMUM:
         return None
     rng = np.random.default_rng(seed)
-    folds = [_folds(len(values), rng) for values in (real, fake)]
-    ranks = []
+    strata = [np.full(len(values), "") for values in both]
+    groups = [
+        np.arange(len(values)).astype(str) if named is None or len(set(named)) < MIN_GROUPS else named
+        for values, named in zip(both, (real_groups, fake_groups), strict=True)
+    ]
+    weights = [
+        np.concatenate([np.ones((1, len(values))), resample(rng, REPLICATES, *units)])
+        for values, *units in zip(both, strata, groups, strict=True)
+    ]
+    folds = [_folds(named, rng) for named in groups]
+    areas = []
     for fold in range(FOLDS):
-        keep = [values[held != fold] for values, held in zip((real, fake), folds, strict=True)]
-        test = [values[held == fold] for values, held in zip((real, fake), folds, strict=True)]
-        project = _discriminant(*keep)
-        ranks.append(_wins(project(test[0]), project(test[1])))
-    value = float(np.mean([wins.mean() for wins in ranks]))
-    spread = float(np.mean([_resampled(wins, rng) for wins in ranks], axis=0).std())
-    reach = Z * math.sqrt(1 + FOLDS / (FOLDS - 1)) * spread
-    return Interval(value, max(value - reach, 0.0), min(value + reach, 1.0))
+        held = [which == fold for which in folds]
+        project = _discriminant(*(values[~out] for values, out in zip(both, held, strict=True)))
+        scores = [project(values[out]) for values, out in zip(both, held, strict=True)]
+        drawn = [weight[:, out] for weight, out in zip(weights, held, strict=True)]
+        curve = curves(*scores, *drawn)
+        some = (curve[0][:, -1] > 0) & (curve[1][:, -1] > 0)  # else a class was not drawn in this fold
+        area = np.full(len(some), math.nan)
+        area[some] = auc_of((curve[0][some], curve[1][some]))
+        areas.append(area)
+    value, *means = np.nanmean(areas, axis=0)
+    units = fewest_units(*zip(strata, groups, strict=True))
+    error = deviation_of(np.array(means), units) * math.sqrt(1 + FOLDS / (FOLDS - 1))
+    reach = quantile_of(units) * error
+    return Interval(float(value), max(float(value) - reach, 0.0), min(float(value) + reach, 1.0))
 
 
-def _folds(n: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    return rng.permutation(np.arange(n) % FOLDS)
+def _folds(groups: Strings, rng: np.random.Generator) -> NDArray[np.intp]:
+    """The fold of each picture: of all of a group one, the largest groups first, each to the smallest fold."""
+    _, units, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = rng.permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    filled, fold = np.zeros(FOLDS), np.empty(len(sizes), dtype=np.intp)
+    for unit in order:
+        fold[unit] = np.argmin(filled)
+        filled[fold[unit]] += sizes[unit]
+    return np.asarray(fold[units])
 
 
 def _discriminant(real: Floats, fake: Floats) -> Callable[[Floats], Floats]:
@@ -216,18 +257,5 @@ def _discriminant(real: Floats, fake: Floats) -> Callable[[Floats], Floats]:
     direction = np.linalg.solve(
         weighted @ centred + PENALTY / len(both) * np.eye(len(mean)), weighted @ labels
     )
-    return lambda values: np.asarray(standard(values) @ direction)
-
-
-def _wins(real: Floats, fake: Floats) -> Floats:
-    """(M, N): 1 where the fake scores higher, one half for ties."""
-    difference = fake[:, None] - real[None]
-    return np.asarray(np.where(np.abs(difference) < 1e-12, 0.5, difference > 0), dtype=np.float64)
-
-
-def _resampled(wins: Floats, rng: np.random.Generator) -> Floats:
-    """AUCs (REPLICATES,) with fakes and reals drawn with replacement."""
-    m, n = wins.shape
-    fake = rng.multinomial(m, np.full(m, 1 / m), size=REPLICATES) / m
-    real = rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES) / n
-    return np.asarray(((fake @ wins) * real).sum(axis=1))
+    # rounded: what a sum in another order leaves is no difference
+    return lambda values: np.asarray(np.round(standard(values) @ direction, 12))

@@ -8,7 +8,6 @@ A stranger's detector is a function `score(views) -> scores`, higher = more anom
 named by an entry point of the group `lensborn.detectors`, or as `module:function`.
 """
 
-import csv
 import hashlib
 import importlib
 import math
@@ -21,13 +20,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lensborn.bench.protocols import PUBLISHED
 from lensborn.bench.views import View
+from lensborn.datasets.rows import RowsError, read_rows
 from lensborn.detector import Detector
 from lensborn.faces import crop_face, crop_square
 from lensborn.known import KnownGenerator, Silence
 
 GROUP = "lensborn.detectors"
 SHIPPED = "shipped"
+LARGEST = 1e300  # stands for infinity, with which no mean or quantile can be reckoned
 FIRST, KNOWN, FUSED = "first", "known", "fused"  # channels of a bundle
 Floating = NDArray[np.float32] | NDArray[np.float64]
 ScoreFunction = Callable[[Sequence[View]], ArrayLike]
@@ -144,11 +146,12 @@ class ChannelContestant:
 
 @dataclass
 class EncoderContestant:
-    """A frozen encoder that has no density but those fitted here."""
+    """A frozen encoder that has no density but those fitted here. `kind`: how its checkpoint is read."""
 
     name: str
     sha256: str
     encoder: FeatureExtractor
+    kind: str
     threshold: float | None = None
     judges: bool = False
     refits: bool = True
@@ -178,13 +181,17 @@ class FunctionContestant:
     seen: frozenset[str] = frozenset()
 
     def observe(self, views: Sequence[View]) -> Floating:
-        """The function's scores. Raises ContestantError unless they are one number a view."""
-        scores = np.asarray(self.function(views), dtype=np.float64)
+        """The function's scores, infinite ones as LARGEST. Raises ContestantError unless they are one a view."""
+        said = self.function(views)
+        try:
+            scores = np.asarray(said, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ContestantError(f"{self.name} gave no scores ({error}): it must give numbers") from error
         if scores.shape != (len(views),):
             raise ContestantError(
                 f"{self.name} gave scores of shape {scores.shape} for {len(views)} views: it must give one a view"
             )
-        return np.where(np.isfinite(scores), scores, math.nan)[:, None]
+        return np.clip(scores, -LARGEST, LARGEST)[:, None]
 
     def scores(self, observed: Floating) -> NDArray[np.float64]:
         """See Contestant."""
@@ -216,8 +223,15 @@ def contestant(spec: str, *, refits: bool = False) -> Contestant:
         )
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # the last two: "" and a relative name
         raise ContestantError(f"{spec} cannot be imported ({error}): put its folder on PYTHONPATH") from error
+    if not callable(function):
+        raise ContestantError(f"{spec} is no function: name one that maps views to scores")
     return FunctionContestant(attribute if attribute != "score" else module, function)
 
 
@@ -253,29 +267,45 @@ def _bundle(place: str) -> Detector:
 
 
 def scores_of_table(path: Path) -> Contestant:
-    """A detector given by its scores: columns file (the picture's name), score, and optionally condition.
+    """A detector given by its scores: columns file (the picture's name), score, and optionally condition and set.
 
-    Without the column `condition` the scores are those of the published files. Raises ContestantError.
+    Without the column `condition` the scores are those of the published files; `set` is needed where two sets have
+    pictures of one name. Raises ContestantError.
     """
-    scores: dict[tuple[str, str], float] = {}
     try:
-        content = path.read_bytes()
-        rows = csv.DictReader(content.decode("utf-8-sig").splitlines())
-        for line, row in enumerate(rows, start=2):
-            try:
-                scores[row.get("condition") or "published", row["file"]] = float(row["score"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ContestantError(
-                    f"{path.name}, record {line}: needs file and a numeric score"
-                ) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ContestantError(f"{path.name} cannot be read as a CSV table in UTF-8: {error}") from error
+        _, rows = read_rows(path)
+    except RowsError as error:
+        raise ContestantError(f"{path.name} cannot be read as a table: {error}") from error
+    scores: dict[tuple[str, str, str], float] = {}
+    for record, row in enumerate(rows, start=2):
+        try:
+            score = float(row["score"])
+        except (KeyError, TypeError, ValueError):
+            score = None
+        if score is None or not row.get("file"):
+            raise ContestantError(f"{path.name}, record {record}: needs file and a numeric score")
+        key = row.get("condition") or PUBLISHED, row.get("set") or "", row["file"]
+        if key in scores:
+            raise ContestantError(f"{path.name}, record {record}: a second score of one picture, keep one")
+        scores[key] = score
     if not scores:
         raise ContestantError(f"{path.name} has no rows")
+    sets: dict[str, str] = {}  # of names for which the table names none
 
     def look_up(views: Sequence[View]) -> list[float]:
-        return [scores.get((view.condition, view.name), math.nan) for view in views]
+        return [score_of(view) for view in views]
 
+    def score_of(view: View) -> float:
+        if (named := scores.get((view.condition, view.set, view.name))) is not None:
+            return named
+        score = scores.get((view.condition, "", view.name), math.nan)
+        if not math.isnan(score) and sets.setdefault(view.name, view.set) != view.set:
+            raise ContestantError(
+                f"{path.name}: {view.name} is in the sets {sets[view.name]} and {view.set}: give the column set"
+            )
+        return score
+
+    content = repr(sorted(scores.items())).encode("utf-8", "surrogatepass")
     return FunctionContestant(path.stem, look_up, hashlib.sha256(content).hexdigest())
 
 

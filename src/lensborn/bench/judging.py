@@ -81,19 +81,34 @@ def needs_reference(contestants: Sequence[Contestant]) -> bool:
     return any(contestant.refits or contestant.threshold is None for contestant in contestants)
 
 
-def parts_of(pictures: Sequence[Picture], reference: bool) -> NDArray[np.str_]:
-    """The part of each picture; with `reference` false, and for generated pictures, all are measured."""
+def parts_of(
+    pictures: Sequence[Picture], reference: bool, sha256: Sequence[str] | None = None
+) -> NDArray[np.str_]:
+    """The part of each picture; with `reference` false, and for generated pictures, all are measured.
+
+    `sha256`: of the files. A file that stands there twice falls into one part, as a source does.
+    """
     sources: dict[str, set[str]] = {}
     for picture in pictures:
         sources.setdefault(picture.set, set()).add(picture.source)
+    # a source may have pictures in a small set, too: those go with the others
+    split = set().union(*(some for some in sources.values() if len(some) >= MIN_GROUPS)) - {""}
 
-    def part(picture: Picture) -> str:
+    def part(picture: Picture, original: Picture) -> str:
         if picture.label == "fake" or not reference:
             return TEST
-        by_source = picture.source and len(sources[picture.set]) >= MIN_GROUPS
-        return split_of(f"bench/{picture.source if by_source else picture.name}", PARTS)
+        return split_of(f"bench/{original.source if original.source in split else original.name}", PARTS)
 
-    return np.array([part(picture) for picture in pictures])
+    return np.array(list(map(part, pictures, originals(pictures, sha256 or [""] * len(pictures)))))
+
+
+def originals(pictures: Sequence[Picture], sha256: Sequence[str]) -> list[Picture]:
+    """For each picture the first one of the same bytes, as far as their hashes are known (else "")."""
+    first: dict[str, Picture] = {}
+    return [
+        first.setdefault(digest, picture) if digest else picture
+        for picture, digest in zip(pictures, sha256, strict=True)
+    ]
 
 
 def members(pictures: Sequence[Picture], name: str) -> NDArray[np.bool_]:
@@ -176,6 +191,6 @@ def _threshold(scores: NDArray[np.float64], condition: str, alpha: float) -> flo
     """See the module's head; infinity, which flags nothing, with too few scores."""
     if not len(scores):
         return math.inf
-    if condition == PUBLISHED:
-        return float(np.quantile(scores, 1 - alpha))
-    return float(np.nextafter(Conformal.fit(scores).threshold(alpha), math.inf))
+    paper = condition == PUBLISHED
+    threshold = np.quantile(scores, 1 - alpha) if paper else Conformal.fit(scores).threshold(alpha)
+    return float(np.nextafter(threshold, math.inf))  # more than alpha may have the very score of the quantile

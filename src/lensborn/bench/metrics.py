@@ -37,7 +37,8 @@ _LEAST_ABOVE = 10  # photographs (or sources) above a threshold, for its interva
 REPLICATES = 1000
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
 MIN_GROUPS = 10  # with fewer clusters a cluster bootstrap is far too narrow: pictures are resampled instead
-_CHUNK = 250  # resamples held at once
+_CHUNK = 250  # resamples held at once, fewer where they have many pictures:
+_HELD = 5_000_000
 
 
 def _scores(values: ArrayLike, name: str) -> Floats:
@@ -49,7 +50,7 @@ def _scores(values: ArrayLike, name: str) -> Floats:
     return array
 
 
-def _curves(real: Floats, fake: Floats, real_weights: Floats, fake_weights: Floats) -> Curve:
+def curves(real: Floats, fake: Floats, real_weights: Floats, fake_weights: Floats) -> Curve:
     """Weighted counts flagged at each distinct score, from the highest down. Weights: (replicates, n)."""
     scores = np.concatenate([fake, real])
     order = np.argsort(-scores, kind="stable")
@@ -116,20 +117,21 @@ def _units(strata: Strings, groups: Strings | None) -> Iterator[tuple[NDArray[np
         yield members, units
 
 
-def _count(one: tuple[Strings, Strings | None]) -> int:
-    """Number of units that a class (its strata and groups) is drawn by."""
-    return sum(int(units.max()) + 1 for _, units in _units(*one))
+def fewest_units(*classes: tuple[Strings, Strings | None]) -> int:
+    """The number of units that the class with the fewest (its strata and groups) is drawn by; see `resample`."""
+    return min(sum(int(units.max()) + 1 for _, units in _units(*one)) for one in classes)
 
 
-def _reach(*classes: tuple[Strings, Strings | None]) -> float:
-    """Half the width of an interval over the bootstrap's standard error, after the class with the fewest units.
+def deviation_of(drawn: Floats, units: int) -> float:
+    """The standard error by values of a bootstrap of so many units, whose variance is short by (n - 1) / n."""
+    return float(drawn.std()) * math.sqrt(units / (units - 1))
 
-    The bootstrap's variance is short by (n - 1) / n, and being an estimate itself asks for Student's quantile.
-    """
+
+def quantile_of(units: int) -> float:
+    """Deviations to either side that hold 95 %: Student's, as the bootstrap's variance is an estimate itself."""
     from scipy.special import stdtrit  # noqa: PLC0415
 
-    n = min(map(_count, classes))
-    return float(stdtrit(n - 1, 0.975) * math.sqrt(n / (n - 1))) if n > 1 else math.inf
+    return float(stdtrit(units - 1, 0.975))
 
 
 class Interval(NamedTuple):
@@ -153,18 +155,25 @@ def rate(flagged: ArrayLike, *, strata: Strings | None = None, groups: Strings |
     if not n:
         raise ValueError("a share needs at least one picture")
     share = float(hits.mean())
-    parts = list(_units(np.full(n, "") if strata is None else strata, groups))
-    excess = [np.bincount(units, hits[members] - hits[members].mean()) for members, units in parts]
-    n_units = sum(map(len, excess))
-    variance = sum(float((one**2).sum()) * len(one) / max(len(one) - 1, 1) for one in excess) / n**2
+    variance, n_units, freedom = _variance(hits.astype(np.float64), strata, groups)
     if n_units < n and variance:
         odds, logit = share * (1 - share), math.log(share / (1 - share))
-        reach = float(stdtrit(n_units - len(parts), 0.975)) * math.sqrt(variance) / odds
+        reach = float(stdtrit(freedom, 0.975)) * math.sqrt(variance) / odds
         return Interval(share, _expit(logit - reach), _expit(logit + reach))
     shrink = 1 + Z**2 / n_units
     centre = (share + Z**2 / (2 * n_units)) / shrink
     reach = Z / shrink * math.sqrt(share * (1 - share) / n_units + Z**2 / (4 * n_units**2))
     return Interval(share, min(max(centre - reach, 0.0), share), max(min(centre + reach, 1.0), share))
+
+
+def _variance(values: Floats, strata: Strings | None, groups: Strings | None) -> tuple[float, int, int]:
+    """The linearised variance of the mean of `values` (N,), the number of units, and degrees of freedom."""
+    n = len(values)
+    parts = list(_units(np.full(n, "") if strata is None else strata, groups))
+    excess = [np.bincount(units, values[members] - values[members].mean()) for members, units in parts]
+    variance = sum(float((one**2).sum()) * len(one) / max(len(one) - 1, 1) for one in excess) / n**2
+    n_units = sum(map(len, excess))
+    return variance, n_units, n_units - len(parts)
 
 
 def weighted_sum(*terms: tuple[float, Interval]) -> Interval:
@@ -270,8 +279,11 @@ def paired(
 ) -> Comparison:
     """AUC of detector a less that of b, on the same pictures in the same order, resampled together.
 
-    Normal interval and p-value with the bootstrap's standard error. Raises ValueError for unequal numbers.
+    Interval and p-value with the bootstrap's standard error and Student's distribution, so that the one leaves out
+    0 where the other is below .05. Raises ValueError for unequal numbers.
     """
+    from scipy.special import stdtr  # noqa: PLC0415
+
     if np.shape(real_a) != np.shape(real_b) or np.shape(fake_a) != np.shape(fake_b):
         raise ValueError("paired scores must be of the same pictures: give both detectors' scores of each")
 
@@ -281,18 +293,32 @@ def paired(
 
     one, other = draws(real_a, fake_a), draws(real_b, fake_b)
     difference = one.values[""]["auc"] - other.values[""]["auc"]
-    value, spread = float(difference[0]), float(difference[1:].std())
-    if not math.isfinite(one.reach):  # a single picture says nothing
+    value = float(difference[0])
+    units = one.units
+    if units < 2:  # a single picture says nothing
         return Comparison(value, -1.0, 1.0, 1.0)
-    p_value = math.erfc(abs(value) / spread / math.sqrt(2)) if spread else float(value == 0)
-    return Comparison(value, value - one.reach * spread, value + one.reach * spread, p_value)
+    error = deviation_of(difference[1:], units)
+    p_value = float(2 * stdtr(units - 1, -abs(value) / error)) if error else float(value == 0)
+    reach = error * quantile_of(units)
+    return Comparison(value, value - reach, value + reach, p_value)
 
 
-def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
-    """Exact two-sided p-value that two detectors are right equally often, on the same pictures (McNemar 1947)."""
+def equally_right(
+    right_a: ArrayLike, right_b: ArrayLike, *, strata: Strings | None = None, groups: Strings | None = None
+) -> float:
+    """Two-sided p-value that two detectors are right equally often, on the same pictures (N,) bool.
+
+    Exact where every picture stands for itself (McNemar 1947); where pictures share a source, Student's test of the
+    mean difference with the linearised variance, by `groups` within `strata` as in `rate`.
+    """
+    from scipy.special import stdtr  # noqa: PLC0415
     from scipy.stats import binomtest  # noqa: PLC0415
 
     a, b = np.asarray(right_a, dtype=bool), np.asarray(right_b, dtype=bool)
+    difference = a.astype(np.float64) - b
+    variance, n_units, freedom = _variance(difference, strata, groups)
+    if n_units < len(difference) and variance:
+        return float(2 * stdtr(freedom, -abs(difference.mean()) / math.sqrt(variance)))
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
@@ -309,7 +335,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 class _Draws:
     """The numbers of the curve on the sample itself (first) and on each resample, for each generated set.
 
-    `values`: by set and number, (1 + replicates,). `reach`: see `_reach`.
+    `values`: by set and number, (1 + replicates,). `units`: see `fewest_units`.
     """
 
     def __init__(
@@ -326,17 +352,20 @@ class _Draws:
         strata = np.full(len(real), "") if real_strata is None else real_strata
         everyone = {name: np.full(len(fake), "") for name, fake in fakes.items()}
         groups = fake_groups or {}
-        self._units = _count((strata, real_groups))
-        self.reach = _reach((strata, real_groups), *((everyone[name], groups.get(name)) for name in fakes))
+        self._real_units = fewest_units((strata, real_groups))
+        self.units = fewest_units(
+            (strata, real_groups), *((everyone[name], groups.get(name)) for name in fakes)
+        )
         self._least = 1 / (2 * max(map(len, fakes.values())) + 2)
         parts: dict[str, list[dict[str, Floats]]] = {name: [] for name in fakes}
-        for start in range(0, replicates, _CHUNK):
-            n = min(_CHUNK, replicates - start)
+        chunk = max(1, min(_CHUNK, _HELD // (len(real) + max(map(len, fakes.values())))))
+        for start in range(0, replicates, chunk):
+            n = min(chunk, replicates - start)
             real_weights = _with_sample(resample(rng, n, strata, real_groups), first=not start)
             for name, fake in fakes.items():
                 drawn = resample(rng, n, everyone[name], groups.get(name))
                 fake_weights = _with_sample(drawn, first=not start)
-                parts[name].append(_of_curve(_curves(real, fake, real_weights, fake_weights)))
+                parts[name].append(_of_curve(curves(real, fake, real_weights, fake_weights)))
         self.values = {
             name: {key: np.concatenate([block[key] for block in blocks]) for key in _OF_CURVE}
             for name, blocks in parts.items()
@@ -351,14 +380,15 @@ class _Draws:
         """The interval of that number of the curve; see the module's head."""
         value, drawn = float(values[0]), values[1:]
         if key in _AT_FPR:
-            if self._units * _AT_FPR[key] < _LEAST_ABOVE:
+            if self._real_units * _AT_FPR[key] < _LEAST_ABOVE:
                 return Interval(value, math.nan, math.nan)
             low, high = (float(limit) for limit in np.quantile(drawn, [0.025, 0.975]))
-        elif not math.isfinite(self.reach):  # a single picture says nothing
+        elif self.units < 2:  # a single picture says nothing
             low, high = 0.0, 1.0
         else:
             centre, logits = _logit(values[:1], self._least)[0], _logit(drawn, self._least)
-            reach = self.reach * _SHORTFALL.get(key, 1.0) * float(logits.std())
+            error = _SHORTFALL.get(key, 1.0) * deviation_of(logits, self.units)
+            reach = quantile_of(self.units) * error
             low, high = _expit(centre - reach), _expit(centre + reach)
         return Interval(value, min(low, value), max(high, value))
 

@@ -7,6 +7,7 @@ the contestants: a run that was cut off goes on where it was, and nothing stale 
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,15 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 import lensborn
 from lensborn.bench.audit import Container, highpass_statistics, read_container
-from lensborn.bench.contestants import Contestant, Floating, check_names
+from lensborn.bench.contestants import (
+    Contestant,
+    ContestantError,
+    EncoderContestant,
+    Floating,
+    FunctionContestant,
+    check_names,
+)
 from lensborn.bench.protocols import Reason, Seen, is_delivery, native_crop, show
 from lensborn.bench.render import to_csv, write
 from lensborn.bench.views import View
 from lensborn.datasets.pictures import Picture
+from lensborn.disk import whole_file
 from lensborn.photo import UnreadableError
 
 CHUNK = 128  # pictures whose results are kept together
@@ -68,7 +77,7 @@ def observe(
     """Show every picture in every condition to every contestant; `keep`: a folder for what a run has seen.
 
     A picture that a contestant was made from is measured for none of them: its reason is "seen". Raises
-    ContestantError as `check_names` does.
+    ContestantError as `check_names` does, and where a function or table scores nothing.
     """
     check_names(contestants)
     resumable = keep is not None and all(contestant.sha256 for contestant in contestants)
@@ -84,7 +93,21 @@ def observe(
         else:
             progress(len(chunk))
         parts.append(part)
-    return _joined(parts, conditions)
+    observed = _joined(parts, conditions)
+    for contestant in contestants:
+        if isinstance(contestant, FunctionContestant):
+            _check_says_something(contestant, observed)
+    return observed
+
+
+def _check_says_something(contestant: FunctionContestant, observed: Observed) -> None:
+    """Raise ContestantError where pictures were shown and none has a score: names that do not match, say."""
+    seen = observed.conditions.values()
+    shown = any(reason is None for one in seen for reason in one.reasons)
+    if shown and not any(has_row(one.observed[contestant.name]).any() for one in seen):
+        raise ContestantError(
+            f"{contestant.name} gave no picture a score: a table must name file and condition as --views does"
+        )
 
 
 def own_scores(contestant: Contestant, name: str, condition: Condition) -> NDArray[np.float64]:
@@ -203,19 +226,24 @@ def _joined(parts: Sequence[Observed], conditions: Iterable[str]) -> Observed:
 
 def export_views(
     pictures: Sequence[Picture], conditions: Sequence[str], folder: Path, *, progress: Progress
-) -> Path:
-    """Write every view as a file below `folder`, and views.csv: condition, file, view, box; returns its path.
+) -> dict[Reason, int]:
+    """Write every view as a file below `folder`, and views.csv: condition, set, file, view, box.
+
+    Returns how many views there are not, by reason.
 
     A detector that cannot be called from Python scores these files; its table of condition, file and score is then
     measured as any detector is.
     """
     rows: list[dict[str, Any]] = []
+    missing: Counter[Reason] = Counter()
     for seen in show(pictures, conditions):
         for condition, view in seen.views.items():
-            if isinstance(view, View):
+            if not isinstance(view, View):
+                missing[view] += 1
+            else:
                 codec = read_container(view.data, 1, 1).codec.lower()
                 # named by a hash: a picture's name may come from a stranger's table
-                name = hashlib.sha256(f"{seen.picture.set}\t{view.name}".encode("utf-8", "surrogateescape"))
+                name = hashlib.sha256(f"{seen.picture.set}\t{view.name}".encode("utf-8", "surrogatepass"))
                 path = folder / condition.replace("/", "-") / f"{name.hexdigest()[:16]}.{codec}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(view.data)
@@ -227,19 +255,22 @@ def export_views(
                     "width": width,
                     "height": height,
                 }
-                rows.append({"condition": condition, "file": view.name, **place})
+                rows.append({"condition": condition, "set": view.set, "file": view.name, **place})
         progress(1)
-    return write(folder, {"views.csv": to_csv(rows)})[0]
+    write(folder, {"views.csv": to_csv(rows)})
+    return dict(missing)
 
 
 # --- what a run has seen, on disk ---------------------------------------------------------------------
 
 
 def _key(pictures: Sequence[Picture], conditions: Sequence[str], contestants: Sequence[Contestant]) -> str:
+    kinds = [one.kind if isinstance(one, EncoderContestant) else "" for one in contestants]
     what: dict[str, Any] = {
         "pictures": [[picture.set, picture.name, _digest(picture)] for picture in pictures],
         "conditions": list(conditions),
         "contestants": [[one.name, one.sha256, one.refits] for one in contestants],
+        "kinds": kinds,  # one checkpoint says other things when it is read as another kind
         "lensborn": lensborn.__version__,
     }
     return hashlib.sha256(json.dumps(what).encode("utf-8", "backslashreplace")).hexdigest()
@@ -261,10 +292,9 @@ def _write(path: Path, part: Observed) -> None:
         containers = [container and asdict(container) for container in condition.containers]
         notes["conditions"][name] = {"reasons": condition.reasons, "containers": containers}
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".new")
     tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-    save_file(tensors, aside, {"notes": json.dumps(notes)})
-    aside.replace(path)
+    with whole_file(path) as file:
+        file.write(save(tensors, {"notes": json.dumps(notes)}))
 
 
 def _read(path: Path, pictures: list[Picture]) -> Observed | None:

@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lensborn.report import printable
+
 Row = dict[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 LINES = 8  # more in one panel cannot be told apart
-_STYLE: Any = {"svg.hashsalt": "lensborn", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False}
+_STYLE: Any = {
+    "svg.hashsalt": "lensborn", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False,
+    "text.parse_math": False,  # a set's name may hold any sign
+}  # fmt: skip
 _UNITS = {
     "jpeg": "JPEG quality", "webp": "WebP quality", "resize": "size, %", "blur": "blur, sigma in px",
     "screenshot": "screen's pixel ratio", "crop": "share kept, %",
@@ -57,7 +62,7 @@ def auc_plot(rows: Sequence[Row], path: Path) -> None:
                 linewidth=1,
                 label=detector,
             )
-        axes.set_yticks(range(len(sets)), sets)
+        axes.set_yticks(range(len(sets)), [printable(name) for name in sets])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
@@ -171,7 +176,7 @@ def flagged_plot(rows: Sequence[Row], path: Path) -> None:
                     linewidth=1,
                     label=name,
                 )
-            axes.set_title(panel, fontsize=9)
+            axes.set_title(printable(panel), fontsize=9)
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)
             axes.set_xlabel("nominal false alarms")
@@ -198,13 +203,15 @@ def embedding_plot(points: ArrayLike, sets: Sequence[str], path: Path) -> None:
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     """Points (N, 2) of features (N, D) by t-SNE (van der Maaten and Hinton 2008), by openTSNE.
 
-    Raises PlotError where openTSNE is missing, ValueError for fewer than 10 points.
+    Raises PlotError where openTSNE is missing, and for fewer than 10 points.
     """
     check(t_sne=True)
     from openTSNE import TSNE  # noqa: PLC0415
 
     if len(features) < 10:
-        raise ValueError(f"t-SNE of {len(features)} pictures shows nothing: give at least 10")
+        raise PlotError(
+            f"t-SNE of {len(features)} pictures shows nothing: give at least 10 that the encoder can look at"
+        )
     perplexity = min(30, (len(features) - 1) / 3)
     model = TSNE(perplexity=perplexity, random_state=seed, n_jobs=1, neighbors="exact")
     return np.asarray(model.fit(np.asarray(features, dtype=np.float64)), dtype=np.float64)
@@ -251,8 +258,10 @@ def _errors(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
 
 
 def _legend(axes: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        names = [printable(label) for label in labels]
+        axes.legend(handles, names, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
 
 
 def _names(rows: Sequence[Row], key: str) -> list[str]:

@@ -49,6 +49,9 @@ SMALLEST = {
     "equalised-512": 512,
 }  # side of the crop in the picture, px
 DELIVERY = tuple(f"delivery/{name}" for name in STEPS)
+DECODED_PIXELS = (
+    12_000_000  # of a picture that waits decoded; larger ones are decoded again when they are looked at
+)
 
 #: The conditions of each protocol. Those of `delivery` include the equalised pictures that they start from.
 PROTOCOLS: dict[str, tuple[str, ...]] = {
@@ -114,7 +117,7 @@ def _show(picture: Picture, finder: FaceFinder, conditions: Sequence[str], known
             return Seen(picture, sha256, 0.0, 0, dict.fromkeys(conditions, "no_face"))
         box = faces[0].box
         side = crop_square(box, pixels.shape[1], pixels.shape[0])[2]
-        views = _views(picture.name, data, pixels, box, side, conditions)
+        views = _views(picture, data, pixels, box, side, conditions)
         return Seen(picture, sha256, side, pixels.shape[0] * pixels.shape[1], views)
     except Exception as error:  # a bad file never stops the others
         if not isinstance(error, UnreadableError):
@@ -123,7 +126,7 @@ def _show(picture: Picture, finder: FaceFinder, conditions: Sequence[str], known
 
 
 def _views(
-    name: str, data: bytes, pixels: NDArray[np.uint8], box: Box, side: float, conditions: Sequence[str]
+    picture: Picture, data: bytes, pixels: NDArray[np.uint8], box: Box, side: float, conditions: Sequence[str]
 ) -> dict[str, View | Reason]:
     equalised = {
         condition: equalise(crop_face(pixels, box, SIDES[condition]))
@@ -133,12 +136,13 @@ def _views(
     views: dict[str, View | Reason] = {}
     for condition in conditions:
         if condition == PUBLISHED:
-            views[condition] = View(data, box, name, condition, pixels)
+            decoded = pixels if pixels.shape[0] * pixels.shape[1] <= DECODED_PIXELS else None
+            views[condition] = View(data, box, picture.set, picture.name, condition, decoded)
         elif condition in equalised:
-            views[condition] = _whole(equalised[condition], name, condition)
+            views[condition] = _whole(equalised[condition], picture, condition)
         elif is_delivery(condition) and EQUALISED in equalised:
             step = STEPS[condition.removeprefix("delivery/")]
-            views[condition] = _whole(step.apply(_decoded(equalised[EQUALISED])), name, condition)
+            views[condition] = _whole(step.apply(_decoded(equalised[EQUALISED])), picture, condition)
         else:
             views[condition] = "too_small"
     return views
@@ -153,10 +157,11 @@ def _decoded(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def _whole(data: bytes, name: str, condition: str) -> View:
+def _whole(data: bytes, picture: Picture, condition: str) -> View:
     """A view all of which is the face crop."""
     with Image.open(io.BytesIO(data)) as image:  # decodes no pixels
-        return View(data, (0.0, 0.0, float(image.width), float(image.height)), name, condition)
+        box = (0.0, 0.0, float(image.width), float(image.height))
+    return View(data, box, picture.set, picture.name, condition)
 
 
 def native_crop(view: View) -> NDArray[np.uint8]:

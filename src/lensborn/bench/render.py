@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lensborn.disk import whole_file
+
 DIGITS = 6  # of numbers in CSV and JSON: beyond that a result can depend on the processor
 
 Row = Mapping[str, Any]
@@ -92,9 +94,8 @@ def write(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     """Write files into a folder, each aside and then renamed; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        aside = folder / f".{name}.new"
-        aside.write_bytes(text.encode("utf-8", "backslashreplace"))
-        aside.replace(folder / name)
+        with whole_file(folder / name) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
     return [folder / name for name in texts]
 
 

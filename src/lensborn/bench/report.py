@@ -26,7 +26,7 @@ from lensborn.bench.render import (
     to_json,
     write,
 )
-from lensborn.bench.tables import AUDIT_LIMIT, Row, Tables
+from lensborn.bench.tables import AUDIT_LIMIT, NO_SCORE, Row, Tables
 
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "openvino", "opencv-python-headless", "pillow")
 _MARKS = {"container": "f", "texture": "t"}
@@ -227,7 +227,7 @@ def flagged_table(tables: Tables) -> Table:
             row["condition"],
             row["real"],
             str(row["n"]),
-            str(sum(row[reason] for reason in REASONS)),
+            str(sum(row[reason] for reason in (*REASONS, NO_SCORE))),
             percent(row, "false_alarms"),
         )
         for row in tables.photographs
@@ -278,8 +278,8 @@ def comparison_table(tables: Tables) -> Table:
             row["generated"],
             f"{row['n_generated']} / {row['n_real']}",
             interval(row, "difference"),
-            f"{row['p_value_holm']:.3f}",
-            f"{row['p_accuracy_holm']:.3f}",
+            number(row["p_value_holm"]),
+            number(row["p_accuracy_holm"]),
         )
         for row in tables.comparisons
     )
@@ -306,17 +306,18 @@ def _introduction(manifest: Row) -> str:
         f"{100 * manifest['alpha']:g} % of photographs flagged and leans to the larger class. "
         "`(refitted)`: the same features under a density fitted to the photographic set that stands "
         "beside it. Pictures without a score are counted in pairs.csv and photographs.csv, with the "
-        "reason; `seen` are those that a detector was made from.\n\nEach number stands beside two "
-        "audits: the AUC of classifiers, trained on these very pictures by cross-validation, that see "
-        "the container alone (size, codec, tables, chroma, length), and high-pass statistics alone. "
+        "reason; `seen` are those that a detector was made from, `no_score` those for which it gave none.\n\n"
+        "Each number stands beside two audits: the AUC of classifiers, trained on these very pictures by "
+        "cross-validation, sources kept whole, that see the container alone (size, codec, tables, chroma, length), "
+        "and high-pass statistics alone. "
         f"Above {AUDIT_LIMIT} the row is marked."
     )
 
 
 def _flagged_text(manifest: Row) -> str:
     return (
-        f"At a nominal {100 * manifest['alpha']:g} %; exact (Clopper-Pearson) intervals, as if pictures were "
-        "independent. A bundle keeps the threshold of its own calibration; what is refitted takes it from the "
+        f"At a nominal {100 * manifest['alpha']:g} %; intervals by whole sources where a set names enough of them, "
+        "else Wilson's. A bundle keeps the threshold of its own calibration; what is refitted takes it from the "
         "reference half: in `published` from the photographs that were fitted, as the paper did, which promises "
         "nothing about others, and otherwise by conformal calibration on photographs kept apart."
     )

@@ -24,13 +24,14 @@ from lensborn.bench.judging import (
     Refit,
     judge,
     members,
+    originals,
     parts_of,
 )
 from lensborn.bench.observing import Observed
 from lensborn.bench.protocols import EQUALISED, REASONS, SIDES, is_delivery
-from lensborn.calibration import clopper_pearson
 
 AUDIT_LIMIT = 0.6
+NO_SCORE = "no_score"
 
 Row = dict[str, Any]
 Bools = NDArray[np.bool_]
@@ -56,7 +57,8 @@ class Judged:
     def __init__(self, observed: Observed, *, reference: bool, alpha: float, refit: Refit) -> None:
         """Judge `observed`, at a nominal share `alpha` of photographs flagged; see `judging.judge`."""
         self.observed = observed
-        self.parts = parts_of(observed.pictures, reference)
+        self.parts = parts_of(observed.pictures, reference, observed.sha256)
+        self.originals = originals(observed.pictures, observed.sha256)
         self._settings: Mapping[str, Any] = {"alpha": alpha, "refit": refit}
         self._made: dict[tuple[str, str, str], Judgement | None] = {}
 
@@ -140,13 +142,13 @@ class Audits:
         real_rows, fake_rows = (np.flatnonzero(self._judged.measured(name) & there) for name in (real, fake))
         rows = [*real_rows, *fake_rows]
         containers = [container for n in rows if (container := seen.containers[n]) is not None]
+        groups = [_groups(self._judged, some) for some in (real_rows, fake_rows)]
         features = {"container": container_features(containers), "texture": seen.texture[rows]}
         row: Row = {}
         marks = []
         for name, values in features.items():
-            found = (
-                audit(values[: len(real_rows)], values[len(real_rows) :], seed=self._seed) if rows else None
-            )
+            real_values, fake_values = values[: len(real_rows)], values[len(real_rows) :]
+            found = audit(real_values, fake_values, *groups, seed=self._seed) if rows else None
             row |= _flat(name, found)
             marks += [name] * (found is not None and found.value > AUDIT_LIMIT)
         return {**row, "marked": " ".join(marks)}
@@ -169,7 +171,7 @@ def pair(
                 judgement.scores[real_rows],
                 judgement.scores[fake_rows],
                 judgement.threshold,
-                **_clusters(judged.observed, real_rows, fake_rows),
+                **_clusters(judged, real_rows, fake_rows),
                 seed=seed,
             )
     row: Row = {
@@ -180,7 +182,7 @@ def pair(
         "real": real,
         "n_generated": n_fake,
         "n_real": n_real,
-        **_missing(judged, condition, fakes),
+        **_missing(judged, judgement, condition, fakes),
         "enlarged": _enlarged(judged, condition, fakes),
     }
     for name in metrics.MEASURES:
@@ -194,12 +196,13 @@ def _photographs(judged: Judged, entry: Entry, condition: str, real: str) -> Row
     there = rows & np.isfinite(judgement.scores) if judgement else np.zeros_like(rows)
     n = int(there.sum())
     row: Row = {"detector": entry.name, "condition": condition, **_delivery(condition), "real": real, "n": n}
-    row |= _missing(judged, condition, rows) | {"enlarged": _enlarged(judged, condition, rows)}
+    row |= _missing(judged, judgement, condition, rows) | {"enlarged": _enlarged(judged, condition, rows)}
     if judgement is None or not n or not math.isfinite(judgement.threshold):
         return row | {"flagged": None, **_flat("false_alarms", None)}
-    flagged = int((judgement.scores[there] >= judgement.threshold).sum())
-    interval = metrics.Interval(flagged / n, *clopper_pearson(flagged, n))
-    return row | {"flagged": flagged, **_flat("false_alarms", interval)}
+    chosen = np.flatnonzero(there)
+    flagged = judgement.scores[chosen] >= judgement.threshold
+    share = metrics.rate(flagged, strata=_sets(judged, chosen), groups=_groups(judged, chosen))
+    return row | {"flagged": int(flagged.sum()), **_flat("false_alarms", share)}
 
 
 def _summary(judged: Judged, entry: Entry, condition: str, seed: int) -> Row | None:
@@ -218,8 +221,8 @@ def _summary(judged: Judged, entry: Entry, condition: str, seed: int) -> Row | N
         scores[real_rows],
         {name: scores[rows] for name, rows in fake_rows.items()},
         judgement.threshold,
-        **_clusters(judged.observed, real_rows, None),
-        fake_groups={name: _groups(judged.observed, rows) for name, rows in fake_rows.items()},
+        **_clusters(judged, real_rows, None),
+        fake_groups={name: _groups(judged, rows) for name, rows in fake_rows.items()},
         seed=seed,
     )
     row: Row = {"detector": entry.name, "condition": condition, "generators": len(fake_rows)}
@@ -248,12 +251,9 @@ def _comparisons(judged: Judged, entries: Sequence[Entry], condition: str, seed:
                 a.scores[fake_rows],
                 b.scores[real_rows],
                 b.scores[fake_rows],
-                **_clusters(judged.observed, real_rows, fake_rows),
+                **_clusters(judged, real_rows, fake_rows),
                 seed=seed,
             )
-            both = np.concatenate([real_rows, fake_rows])
-            is_fake = np.arange(len(both)) >= len(real_rows)
-            right = [(said.scores[both] >= said.threshold) == is_fake for said in (a, b)]
             rows.append(
                 {
                     "condition": condition,
@@ -266,13 +266,29 @@ def _comparisons(judged: Judged, entries: Sequence[Entry], condition: str, seed:
                     "difference_low": found.low,
                     "difference_high": found.high,
                     "p_value": found.p_value,
-                    "p_accuracy": metrics.mcnemar(*right),
+                    "p_accuracy": _p_accuracy(judged, a, b, real_rows, fake_rows),
                 }
             )
     for name in ("p_value", "p_accuracy"):
-        for row, adjusted in zip(rows, metrics.holm([row[name] for row in rows]), strict=True):
-            row[f"{name}_holm"] = float(adjusted)
+        known = [row for row in rows if row[name] is not None]
+        adjusted = metrics.holm([row[name] for row in known])
+        for row in rows:
+            row[f"{name}_holm"] = None
+        for row, value in zip(known, adjusted, strict=True):
+            row[f"{name}_holm"] = value
     return rows
+
+
+def _p_accuracy(
+    judged: Judged, a: Judgement, b: Judgement, real: NDArray[np.intp], fake: NDArray[np.intp]
+) -> float | None:
+    """See `metrics.equally_right`; None where either has no threshold."""
+    if not (math.isfinite(a.threshold) and math.isfinite(b.threshold)):
+        return None
+    both = np.concatenate([real, fake])
+    is_fake = np.arange(len(both)) >= len(real)
+    right = [(said.scores[both] >= said.threshold) == is_fake for said in (a, b)]
+    return metrics.equally_right(*right, strata=_sets(judged, both), groups=_groups(judged, both))
 
 
 def score_rows(judged: Judged, entries: Sequence[Entry]) -> list[Row]:
@@ -305,24 +321,29 @@ def score_rows(judged: Judged, entries: Sequence[Entry]) -> list[Row]:
     return rows
 
 
-def _clusters(observed: Observed, real: NDArray[np.intp], fake: NDArray[np.intp] | None) -> dict[str, Any]:
+def _clusters(judged: Judged, real: NDArray[np.intp], fake: NDArray[np.intp] | None) -> dict[str, Any]:
     """How pictures are resampled: photographs set by set, and by source."""
-    clusters: dict[str, Any] = {
-        "real_strata": np.array([observed.pictures[n].set for n in real]),
-        "real_groups": _groups(observed, real),
-    }
-    return clusters if fake is None else clusters | {"fake_groups": _groups(observed, fake)}
+    clusters: dict[str, Any] = {"real_strata": _sets(judged, real), "real_groups": _groups(judged, real)}
+    return clusters if fake is None else clusters | {"fake_groups": _groups(judged, fake)}
 
 
-def _groups(observed: Observed, rows: Iterable[int]) -> NDArray[np.str_]:
-    """The source of each picture; a picture of no known source is its own."""
-    pictures = [observed.pictures[n] for n in rows]
-    return np.array([f"s{p.source}" if p.source else f"p{p.name}" for p in pictures])
+def _sets(judged: Judged, rows: Iterable[int]) -> NDArray[np.str_]:
+    return np.array([judged.observed.pictures[n].set for n in rows])
 
 
-def _missing(judged: Judged, condition: str, rows: Bools) -> Row:
-    reasons = [judged.observed.conditions[condition].reasons[n] for n in np.flatnonzero(rows)]
-    return {reason: reasons.count(reason) for reason in REASONS}
+def _groups(judged: Judged, rows: Iterable[int]) -> NDArray[np.str_]:
+    """The source of each picture; a picture of no known source is its own, with those of the same bytes."""
+    pictures = [judged.originals[n] for n in rows]
+    return np.array([f"s{p.source}" if p.source else f"p{p.set}/{p.name}" for p in pictures])
+
+
+def _missing(judged: Judged, judgement: Judgement | None, condition: str, rows: Bools) -> Row:
+    """Pictures without a score, by reason; NO_SCORE: the detector was shown it and gave none."""
+    seen = judged.observed.conditions[condition].reasons
+    reasons = [seen[n] for n in np.flatnonzero(rows)]
+    scores = judgement.scores[rows] if judgement else np.zeros(len(reasons))
+    silent = sum(reason is None and not math.isfinite(s) for reason, s in zip(reasons, scores, strict=True))
+    return {reason: reasons.count(reason) for reason in REASONS} | {NO_SCORE: silent}
 
 
 def _enlarged(judged: Judged, condition: str, rows: Bools) -> float | None:

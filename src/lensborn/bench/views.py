@@ -15,12 +15,13 @@ class View:
     """A picture as a condition of a protocol delivers it.
 
     `data`: the coded file (JPEG, PNG, ...). `box`: x, y, width, height of the face, in pixels of the upright
-    picture. `name`: of the picture it came from. `condition`: see `bench.protocols`.
+    picture. `set`, `name`: of the picture it came from. `condition`: see `bench.protocols`.
     `decoded`: its pixels, where they are known already.
     """
 
     data: bytes
     box: Box
+    set: str
     name: str
     condition: str
     decoded: NDArray[np.uint8] | None = field(default=None, repr=False)

@@ -91,7 +91,7 @@ def bench(
 ) -> None:
     """Measure detectors side by side: published, equalised and delivered pictures, with the format audit.
 
-    An interrupted run goes on where it stopped. Example:
+    An interrupted run goes on where it stopped, but for detectors that are functions. Example:
 
         lensborn bench faces.csv --detector shipped --detector highpass_detector:score --out results
 
@@ -168,6 +168,8 @@ def run(
     chosen = choose(pictures, limit, seed)
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out {out} is a file: name a folder")
+    if out is not None and views is None:
+        out.mkdir(parents=True, exist_ok=True)  # now, not when all pictures were scored
     with progress_bar() as bar:
         watching = bar.add_task("pictures", total=len(chosen))
 
@@ -175,8 +177,11 @@ def run(
             bar.update(watching, advance=count)
 
         if views is not None:
-            export_views(chosen, conditions, views, progress=seen)
-            return
+            missing = export_views(chosen, conditions, views, progress=seen)
+            if missing:
+                counts = ", ".join(f"{count} {reason}" for reason, count in missing.items())
+                typer.echo(f"not shown, over all conditions: {counts}", err=True)
+            raise typer.Exit(int("unreadable" in missing))
         keep = out / "kept" if out else None
         observed = observe(chosen, conditions, contestants, keep=keep, progress=seen)
         reference = needs_reference(contestants)
@@ -266,7 +271,7 @@ def encoder_contestant(spec: str) -> "Contestant":
         extractor = load_extractor(kind, Path(path))
     except ValueError as error:
         raise ContestantError(f"--encoder {name}: {error}") from error
-    return EncoderContestant(name, extractor.sha256, extractor, texture_dim=extractor.texture_dim)
+    return EncoderContestant(name, extractor.sha256, extractor, kind, texture_dim=extractor.texture_dim)
 
 
 def _print(tables: "Tables") -> None:

@@ -84,9 +84,13 @@ def paper(
     from lensborn.datasets.layouts import read_pictures  # noqa: PLC0415
     from lensborn.datasets.pictures import PictureSetError, choose  # noqa: PLC0415
 
+    if not 0 < alpha < 1:
+        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
     words = [experiment.value, *(path.name for path in data or [])]
+    words += ["--layout", layout] if layout != "auto" else []
     words += [word for spec in encoder or [] for word in ("--encoder", without_folder(spec))]
     words += ["--fitted-to", fitted_to, "--condition", condition.value]
+    words += ["--alpha", str(alpha)] if alpha != defaults.ALPHA else []
     with usage_errors():
         if experiment.startswith("fig"):
             plots.check(t_sne=experiment is Experiment.FIG5)

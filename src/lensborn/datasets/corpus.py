@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lensborn import defaults
+from lensborn.datasets.rows import RowsError, read_rows
 from lensborn.disk import whole_file
 
 TABLE = "photos.csv"
@@ -88,14 +89,11 @@ def read_table(folder: str | Path) -> list[dict[str, str]]:
     """Read the rows of `photos.csv` as text; raises CorpusError where it is missing or is no such table."""
     path = Path(folder) / TABLE
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
-            columns = reader.fieldnames or ()
-    except OSError as error:
-        raise CorpusError(f"no readable {TABLE} in {folder}: make one with `lensborn prepare`") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} is not a table in CSV (UTF-8): {error}") from error
+        columns, rows = read_rows(path)
+    except RowsError as error:
+        raise CorpusError(
+            f"{path} cannot be read as a table: {error}; `lensborn prepare` makes one"
+        ) from error
     if missing := [name for name in _NEEDED if name not in columns]:
         raise CorpusError(f"{path} lacks the columns {', '.join(missing)}: make it with `lensborn prepare`")
     for line, row in enumerate(rows, start=2):

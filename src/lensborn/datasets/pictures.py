@@ -4,7 +4,6 @@ Whatever the layout on disk, a reader ends here, in a list of `Picture`. Sets ar
 source where it is known, since pictures of one source must stay on one side of every split.
 """
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 
 from lensborn import defaults
 from lensborn.datasets.generators import canonical
+from lensborn.datasets.rows import RowsError, read_rows
 from lensborn.photo import UnreadableError, find_photos, open_regular
 
 Label = Literal["real", "fake"]
@@ -82,12 +82,9 @@ def pictures_of_table(table: Path) -> list[Picture]:
     the line, where the table is no such table.
     """
     try:
-        if table.stat().st_size > MAX_LIST_BYTES:
-            raise PictureSetError(f"{table} has more than {MAX_LIST_BYTES:,} bytes: split it")
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PictureSetError(f"{table} cannot be read as a CSV table in UTF-8: {error}") from error
+        _, rows = read_rows(table, MAX_LIST_BYTES)
+    except RowsError as error:
+        raise PictureSetError(f"{table} cannot be read as a table: {error}") from error
     pictures = []
     for line, row in enumerate(rows, start=2):
         file, name, label = row.get("file"), row.get("set"), row.get("label")
@@ -98,7 +95,8 @@ def pictures_of_table(table: Path) -> list[Picture]:
             raise PictureSetError(
                 f"{table}, record {line}: {file} must be relative to the table's folder, below it"
             )
-        pictures.append(Picture(table.parent / file, file, name, LABELS[label], row.get("source") or ""))
+        path = PurePath(file).as_posix()  # one name for a/b.jpg and ./a//b.jpg
+        pictures.append(Picture(table.parent / file, path, name, LABELS[label], row.get("source") or ""))
     if not pictures:
         raise PictureSetError(f"{table} has no rows")
     return pictures
@@ -123,7 +121,7 @@ def choose(pictures: Iterable[Picture], limit: int | None, seed: int) -> list[Pi
             raise PictureSetError(f"no {label} pictures: give a set of them with --{label} or in the table")
 
     def key(picture: Picture) -> str:
-        return hashlib.sha256(f"{seed}\t{picture.name}".encode("utf-8", "surrogateescape")).hexdigest()
+        return hashlib.sha256(f"{seed}\t{picture.name}".encode("utf-8", "surrogatepass")).hexdigest()
 
     chosen: list[Picture] = []
     for members in sets.values():

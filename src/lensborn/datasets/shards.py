@@ -3,7 +3,9 @@
 A shard may come from a stranger. It is read header by header, members are only pointed at, and nothing but regular,
 unsparse, uncompressed members counts; whatever their names say, no path is made of them. What one member may make
 the reader take into memory is bounded, whatever its header claims. Format: POSIX ustar and pax by Python's tarfile;
-a sample's key ends at the first dot of the file name, as in https://github.com/webdataset/webdataset.
+a sample's key ends at the first dot of the file name, as in https://github.com/webdataset/webdataset. A sample
+holds one picture: two of a key are refused. Pictures whose names have more dots, as 0.mask.png, lie beside it, and
+are refused where there is none to lie beside.
 """
 
 import json
@@ -31,6 +33,7 @@ _CLASSES: Mapping[str, Label] = {
 class _Sample:
     name: str = ""
     span: tuple[int, int] | None = None
+    beside: str = ""  # a picture whose name has more dots
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,7 +65,8 @@ def pictures_of_shard(path: Path, named: str = "") -> list[Picture]:
 
     A sample's label is `label` or `cls` of its .json, or its .cls, or its .txt where that holds no caption but a
     label; `set` or `generator`, and `source`, are taken from the .json; without them a set is called after `named`,
-    or the shard. Raises PictureSetError, with the sample, for a shard that is damaged or without labels.
+    or the shard. Raises PictureSetError, with the sample, for a shard that is damaged or without labels, or whose
+    names do not tell which picture is the sample's.
     """
     try:
         with open_regular(path, max_bytes=None) as file:
@@ -72,6 +76,11 @@ def pictures_of_shard(path: Path, named: str = "") -> list[Picture]:
         raise PictureSetError(f"{path.name}: {error}") from error
     pictures = []
     for key, sample in samples.items():
+        if sample.span is None and sample.beside:
+            raise PictureSetError(
+                f"{path.name}: {_plain(sample.beside)} has more than one dot, and a sample's name ends at the "
+                "first: rename it, or leave it out"
+            )
         if sample.span is None:
             continue
         if sum(sample.span) > end:
@@ -113,9 +122,18 @@ def _note(path: Path, shard: tarfile.TarFile, member: tarfile.TarInfo, samples: 
     stem, dot, extension = file.partition(".")
     suffix = f"{dot}{extension}".casefold()
     if suffix not in PHOTO_SUFFIXES and suffix not in _NOTES:
+        if stem and suffix.endswith(
+            tuple(PHOTO_SUFFIXES)
+        ):  # hidden files, as macOS's companions, have no stem
+            samples.setdefault(f"{folder}/{stem}", _Sample()).beside = member.name
         return
     sample = samples.setdefault(f"{folder}/{stem}", _Sample())
     if suffix in PHOTO_SUFFIXES:
+        if sample.span is not None:
+            raise PictureSetError(
+                f"{path.name}: {_plain(sample.name)} and {_plain(member.name)} are pictures of one sample: rename "
+                "one, with its label, or leave it out"
+            )
         sample.name, sample.span = member.name, (member.offset_data, member.size)
         return
     stream = shard.extractfile(member) if member.size <= MAX_NOTE_BYTES else None
