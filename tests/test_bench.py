@@ -597,6 +597,19 @@ def test_a_table_that_names_none_of_the_pictures_is_refused(sets, tmp_path):
     assert "gave no picture a score" in " ".join(result.output.replace("│", " ").split())
 
 
+def test_nothing_to_measure_is_no_result(sets, tiny_bundle, tmp_path):
+    (tmp_path / "f").mkdir()
+    shutil.copy(sets / "f" / "none.png", tmp_path / "f")
+    result = run(
+        "evaluate", "--real", f"cam={sets / 'r'}", "--fake", f"gen={tmp_path / 'f'}", "--model", tiny_bundle.path,
+        "--limit", 2,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "none of the generated pictures can be measured (1 no_face)" in " ".join(
+        result.output.replace("│", " ").split()
+    )
+
+
 def test_views_tell_of_what_cannot_be_shown(sets, tmp_path):
     for name in ("r", "f"):
         (tmp_path / name).mkdir()

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import lensborn
 from lensborn import report
-from lensborn.bundle import Bundle, read_bundle
+from lensborn.bundle import KNOWN_KEY, Bundle, read_bundle
 from lensborn.cli import app
 from lensborn.contrast import Contrast
 from lensborn.datasets.corpus import COLUMNS, split_of, write_table
@@ -299,6 +299,49 @@ def test_version() -> None:
     assert (
         run("--version").stdout == f"lensborn {project['version']}\n" == f"lensborn {lensborn.__version__}\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    "verb", ["detect --json generated-man.jpg", "detect generated-man.jpg", "info", "detect --help"]
+)
+def test_output_that_cannot_be_written_is_told(tiny_bundle: Bundle, examples: Path, verb: str) -> None:
+    command = [sys.executable, "-c", MAIN, *verb.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=examples
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("lensborn: the output cannot be written")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+def test_without_a_standard_output_nothing_is_judged(examples: Path) -> None:
+    command = f"exec '{sys.executable}' -c '{MAIN}' detect --json generated-man.jpg >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, cwd=examples)
+    assert done.returncode == 2
+    assert "no standard output" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [("", "an empty path"), ("s3://bucket/a.jpg", "is an address"), ("https://a/b.jpg", "is an")],
+)
+def test_what_is_no_path_is_told(path: str, word: str) -> None:
+    refused = run("detect", path)
+    assert refused.exit_code == 2
+    assert word in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_info_says_what_verdicts_are_calibrated_on(known_bundle: Bundle) -> None:
+    verdict = json.loads(run("info", known_bundle.path, "--json").stdout)[KNOWN_KEY]["verdict"]
+    head = known_bundle.known.head
+    assert verdict["calibrated_on"] == head.memory.calibrated_on
+    assert (verdict["margin"], verdict["smallest_p"]) == (head.margin, head.smallest_p)
+    shown = " ".join(run("info", known_bundle.path).stdout.split())
+    assert head.memory.calibrated_on.split(" (")[0] in shown
+    assert "calibration of the first channel" in shown
 
 
 def test_info(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Fit, save, load, score and verdicts of the detector, on a tiny bundle of real parts."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +114,67 @@ def test_reading_ahead_is_bounded(detector: Detector, examples: Path) -> None:
     next(found)
     assert len(asked) == module.READ_AHEAD + threads()
     found.close()
+
+
+def test_a_wrong_kind_of_argument_is_told(detector: Detector, examples: Path) -> None:
+    with pytest.raises(TypeError, match="detect_bytes"):
+        detector.detect((examples / "generated-man.jpg").read_bytes())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="as bytes, not str"):
+        detector.detect_bytes("abc", "abc")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="several paths"):
+        detector.detect_many(str(examples / "generated-man.jpg"))
+
+
+def test_an_alpha_of_numpy_can_be_written(tiny_bundle: Bundle, examples: Path) -> None:
+    detector = Detector.load(tiny_bundle.path, alpha=np.float32(0.25))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(detector.detect(examples / "generated-man.jpg").to_dict()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_is_told_to_load_and_may(tiny_bundle: Bundle, examples: Path, tmp_path: Path) -> None:
+    """A child would wait for ever for the threads of its parent."""
+    (tmp_path / "forks.py").write_text(FORKS)
+    words = [sys.executable, tmp_path / "forks.py", tiny_bundle.path, examples / "generated-man.jpg"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["told", "told", "ok"]
+
+
+FORKS = """
+import os, sys
+from lensborn import Detector
+
+bundle, picture = sys.argv[1:]
+detector = Detector.load(bundle)
+detector.detect(picture)
+child = os.fork()
+if not child:
+    for work in (lambda: detector.detect(picture), lambda: list(detector.detect_many([picture]))):
+        try:
+            work()
+        except RuntimeError as error:
+            print("told" if "load it in the process" in str(error) else error, flush=True)
+    print(Detector.load(bundle).detect(picture).status, flush=True)
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_nothing_is_told_to_anyone_and_no_process_started(
+    tiny_bundle: Bundle, examples: Path, tmp_path: Path
+) -> None:
+    """OpenVINO's telemetry starts a process to send with, and keeps a number of the user below their home."""
+    code = (
+        "import multiprocessing, sys\nmultiprocessing.Process.start = None\nfrom lensborn import Detector\n"
+        f"assert Detector.load({str(tiny_bundle.path)!r}).detect({str(examples / 'generated-man.jpg')!r}).faces\n"
+        "assert 'openvino_telemetry' not in sys.modules"
+    )
+    environment = os.environ | {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 def test_company_changes_no_bit(detector: Detector, examples: Path) -> None:

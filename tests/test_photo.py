@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -642,6 +643,18 @@ APERTURE, SHUTTER = 0x9202, 0x9201
 def test_every_spelling(tags: dict[int, Any], field: str, expected: float | None) -> None:
     for exif in (exif_with(tags), exif_with({}, tags)):  # in the Exif IFD, and in IFD0
         assert getattr(camera_settings(exif), field) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        (cv2.imencode(".tif", np.zeros((8, 8, 3), np.float32))[1].tobytes(), "8 bits a channel"),
+        (b"II+\0\x08\0\0\0" + bytes(40), "plain TIFF"),
+    ],
+)
+def test_a_rare_tiff_is_told_from_a_damaged_one(data: bytes, remedy: str) -> None:
+    with pytest.raises(UnreadableError, match=remedy):
+        decode_photo(data)
 
 
 def test_the_exif_ifd_wins_over_ifd0() -> None:

@@ -339,6 +339,62 @@ def test_results_of_another_scan_are_refused(
     assert {Path(row["path"]).parent.name for row in rows(out)} == {"album-1"}
 
 
+def test_a_scan_that_finds_nothing_drops_nothing_and_binds_to_nothing(
+    undisturbed: Path, album: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    before = content(undisturbed)
+    options = ["--out", undisturbed, "--model", tiny_bundle.path, "--overwrite", "--include", "*.jgp"]
+    refused = scan(album, *options)
+    assert refused.exit_code == 2
+    assert "no pictures found" in refused.stderr
+    assert content(undisturbed) == before
+    options = [album / "album-0", "--out", tmp_path / "results", "--model", tiny_bundle.path]
+    assert scan(*options, "--include", "*.jgp").exit_code == 2
+    assert scan(*options, "--include", "*.jpg").exit_code == 0
+
+
+def test_results_may_be_called_as_an_address_begins(
+    album: Path, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert scan(album / "album-0", "--out", "run:1", "--model", tiny_bundle.path).exit_code == 0
+    assert rows(tmp_path / "run:1")
+    refused = scan(album / "album-0", "--out", "s3://bucket/out", "--model", tiny_bundle.path)
+    assert refused.exit_code == 2
+    assert "results go to a disk" in refused.stderr
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_an_empty_path_is_not_this_folder(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    refused = scan("", "--out", tmp_path / "results", "--model", tiny_bundle.path)
+    assert refused.exit_code == 2
+    assert "empty path" in refused.stderr
+
+
+def test_files_of_any_name_are_judged_where_asked_for(
+    album: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "hashes" / "sub").mkdir(parents=True)
+    face = (album / "album-0" / "0.jpg").read_bytes()
+    for name in ("0a1b", "sub/2c3d", ".hidden", "e.jpg"):
+        (tmp_path / "hashes" / name).write_bytes(face)
+    (tmp_path / "hashes" / "link").symlink_to("sub")
+    options = [tmp_path / "hashes", "--out", tmp_path / "results", "--model", tiny_bundle.path]
+    assert scan(*options).exit_code == 0
+    assert {Path(row["path"]).name for row in rows(tmp_path / "results")} == {"e.jpg"}
+    assert scan(*options, "--any-suffix", "--overwrite").exit_code == 0
+    assert {Path(row["path"]).name for row in rows(tmp_path / "results")} == {"0a1b", "2c3d", "e.jpg"}
+
+
+@pytest.mark.parametrize("pattern", ["sub", "sub/", "./sub", "./sub/"])
+def test_a_folder_is_left_out_however_it_is_written(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.jpg", "sub/b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    found = listed(checked_roots([str(tmp_path)]), Filters(exclude=(pattern,)))
+    assert [Path(entry.path).name for entry in found] == ["a.jpg"]
+
+
 def test_the_same_words_in_another_folder_are_another_scan(
     detector: Detector, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,13 +420,13 @@ def test_the_same_words_in_another_folder_are_another_scan(
 @pytest.mark.parametrize("damage", ["", "{", "[]", "\udcff"])
 def test_damaged_settings_can_be_overwritten(tmp_path: Path, damage: str) -> None:
     out = tmp_path / "results"
-    with Results.opened(out, {"folders": []}):
-        pass
+    with Results.opened(out, {"folders": []}) as results:
+        results.begin()
     (out / "scan.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
     with pytest.raises(ScanError, match="--overwrite"), Results.opened(out, {"folders": []}):
         pass
-    with Results.opened(out, {"folders": []}, overwrite=True):
-        pass
+    with Results.opened(out, {"folders": []}, overwrite=True) as results:
+        results.begin()
     with Results.opened(out, {"folders": []}):
         pass
 
@@ -470,11 +526,14 @@ def test_a_disk_that_cannot_sync_folders_holds_results(
             raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", failing)
-    with Results.opened(tmp_path / "results", {"folders": []}):
-        pass
+    with Results.opened(tmp_path / "results", {"folders": []}) as results:
+        results.begin()
     refused = stat.S_ISREG
-    with pytest.raises(ScanError, match="cannot be written"), Results.opened(tmp_path / "other", {}):
-        pass
+    with (
+        pytest.raises(ScanError, match="cannot be written"),
+        Results.opened(tmp_path / "other", {}) as results,
+    ):
+        results.begin()
 
 
 def test_a_full_disk_is_wrong_usage_for_the_shell(album: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -682,10 +741,10 @@ def test_a_folder_that_cannot_be_listed(
         (tmp_path / name).write_bytes(b"x")
     in_folder = Disk.names
 
-    def failing(self: Disk, folder: str) -> list[Found]:
+    def failing(self: Disk, folder: str, any_suffix: bool) -> list[Found]:
         if folder.endswith("b"):
             raise error
-        return in_folder(self, folder)
+        return in_folder(self, folder, any_suffix)
 
     monkeypatch.setattr(Disk, "names", failing)
     if expected is None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import openvino as ov
 import torch
 import traces
 from decoders import read_rebuilt
@@ -33,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lensborn.datasets.corpus import TAGS, Crop, read_corpus
 from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
+from lensborn.graph import load_openvino
 from lensborn.photo import digest_of, read_photo
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
@@ -593,7 +593,8 @@ class RungExtractor:
         self.sha256, self.name = f"{digest_of(run / BEST)} layers", run.name
 
     @cached_property
-    def _network(self) -> ov.CompiledModel:
+    def _network(self) -> Any:
+        ov = load_openvino()
         graph = ov.convert_model(
             Layers(trained(self.run)).eval(),
             example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch),

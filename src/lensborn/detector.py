@@ -6,6 +6,7 @@ positive class.
 """
 
 import hashlib
+import math
 import os
 import platform
 from collections import deque
@@ -32,7 +33,7 @@ from lensborn.datasets.corpus import split_of
 from lensborn.density import Density, fit_mixture
 from lensborn.faces import Face, FaceFinder, crop_faces, crop_square
 from lensborn.features import Encoder, EncoderExport, Preprocessing, bundle_encoder
-from lensborn.graph import cores, threads
+from lensborn.graph import check_process, cores, threads
 from lensborn.known import ALONE, KnownChannel, KnownGenerator, Seen, Silence
 from lensborn.photo import Photo, decode_photo, photo_pixels, read_photo, reason_of
 
@@ -217,6 +218,7 @@ class Detector:
         # Its threads start with the first picture that is alone, and end with the detector. What they are given
         # never waits for them in turn, so that they can't wait for each other.
         self._pool = ThreadPoolExecutor(cores(), "lensborn")
+        self._process = os.getpid()
 
     @classmethod
     def load(cls, path: str | Path | None = None, alpha: float | None = None) -> "Detector":
@@ -230,9 +232,8 @@ class Detector:
                 "this installation has no model: name a bundle with --model, or make one with `lensborn fit`"
             )
         bundle = read_bundle(SHIPPED if path is None else path)
-        info = ModelInfo(
-            bundle.name, bundle.sha256, bundle.manifest["calibration"]["alpha"] if alpha is None else alpha
-        )
+        nominal = bundle.manifest["calibration"]["alpha"] if alpha is None else float(alpha)
+        info = ModelInfo(bundle.name, bundle.sha256, nominal)
         return cls(
             bundle_encoder(bundle),
             density=bundle.density,
@@ -404,11 +405,22 @@ class Detector:
 
         `alone`: the parts of the work go side by side on all cores. Where other pictures are judged meanwhile, one
         core a picture is faster. The result is the same.
+
+        Raises TypeError for bytes, RuntimeError in a process that was forked since the detector was loaded.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"detect takes a path, not {type(path).__name__}; detect_bytes takes what a file holds"
+            )
         return self._detect(path, None, alone)
 
     def detect_bytes(self, data: bytes, name: str, *, alone: bool = True) -> Detection:
-        """Judge the bytes of a file, as `detect` judges the file; `name` stands in the place of its path."""
+        """Judge the bytes of a file, as `detect` judges the file; `name` stands in the place of its path.
+
+        Raises TypeError for anything but bytes, RuntimeError as `detect` does.
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"detect_bytes takes what a file holds, as bytes, not {type(data).__name__}")
         return self._detect(name, data, alone)
 
     def unreadable(self, name: str, error: str) -> Detection:
@@ -418,8 +430,11 @@ class Detector:
     def detect_many(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
         """Judge files in order, on all cores; a bad file never stops the others.
 
-        A result is the same to the last bit as that of `detect`, whatever else is judged beside it.
+        A result is the same to the last bit as that of `detect`, whatever else is judged beside it. Raises
+        TypeError for a single path, RuntimeError as `detect` does.
         """
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise TypeError("detect_many takes several paths, in a list say; detect takes one")
         return in_order(lambda path: self.detect(path, alone=False), paths)
 
     def score(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -470,6 +485,7 @@ class Detector:
         return FaceFinder()
 
     def _detect(self, path: str | Path, data: bytes | None, alone: bool) -> Detection:
+        check_process(self._process)
         pool = self._pool if alone else None
         return self._judge(_read_one(path, self._finder, self.preprocessing, self.known, data, pool), pool)
 
@@ -504,7 +520,7 @@ def judge(
     `p_value`: of the first channel; `combined`: of both, which decides (see `KnownChannel.combined_p`).
     """
     if side < defaults.MIN_CROP_PX:
-        small = f"the crop is {side:.0f} px, below the {defaults.MIN_CROP_PX} px that the model needs"
+        small = f"the crop is {math.floor(side)} px, below the {defaults.MIN_CROP_PX} px that the model needs"
         return "unsure", (small,)
     if known is Silence.DAMAGED:
         return "unsure", (

@@ -6,6 +6,7 @@ many inputs at a time as there are cores.
 """
 
 import os
+import sys
 import threading
 from functools import cache
 from typing import Any
@@ -34,14 +35,35 @@ def core() -> Any:
         return _core()
 
 
+def load_openvino() -> Any:
+    """The package openvino without its telemetry: at each import that tells a server, writes below the user's home,
+    and starts a process, which under `spawn` runs a script without a main guard twice."""
+    name = "openvino_telemetry"
+    silenced = "openvino" not in sys.modules and name not in sys.modules
+    if silenced:
+        sys.modules[name] = None  # type: ignore[assignment] # cannot be imported: OpenVINO has a stub for that
+    try:
+        import openvino  # noqa: PLC0415
+    finally:
+        if silenced:
+            del sys.modules[name]
+    return openvino
+
+
 @cache
 def _core() -> Any:
-    import openvino  # noqa: PLC0415
-
+    openvino = load_openvino()
     # Its first array makes OpenVINO's binding initialise NumPy's: two threads that do so at once wait for ever
     # (2 of 25 processes hung; pybind11 gives up the GIL while it holds the guard of a static variable).
     openvino.Tensor(np.zeros(1, dtype=np.float32), shared_memory=True)
     return openvino.Core()
+
+
+def check_process(started: int) -> None:
+    """Raise RuntimeError unless this is still the process of that number: a child waits for threads that a fork
+    has left behind, for ever."""
+    if os.getpid() != started:
+        raise RuntimeError("a detector does not outlast a fork: load it in the process that uses it")
 
 
 class Graph:
@@ -59,16 +81,25 @@ class Graph:
         }
         self._model = core().compile_model(model, "CPU", config)
         self._own = threading.local()
+        self._process = os.getpid()
 
     def one(self, array: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
-        """Run one input; its outputs by name, in memory that the thread's next call writes over."""
+        """Run one input; its outputs by name, in memory that the thread's next call writes over.
+
+        Raises RuntimeError in a process that was forked since.
+        """
+        check_process(self._process)
         if not hasattr(self._own, "request"):
             self._own.request = self._model.create_infer_request()
         found = self._own.request.infer({0: array}, share_inputs=True, share_outputs=True)
         return {port.any_name: value for port, value in found.items()}
 
     def rows(self, array: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-        """Run each row of `array` (N, ...) by itself, on all cores; its first output becomes that row of `out`."""
+        """Run each row of `array` (N, ...) by itself, on all cores; its first output becomes that row of `out`.
+
+        Raises RuntimeError in a process that was forked since.
+        """
+        check_process(self._process)
         if len(array) == 1:  # as most pictures have one face: no queue, and no copy of the input
             out[0] = next(iter(self.one(array).values()))[0]
             return

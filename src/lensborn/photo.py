@@ -341,6 +341,11 @@ def _decode(file: BinaryIO, max_pixels: int) -> Photo:
     except MemoryError as error:
         raise UnreadableError(NO_MEMORY) from error
     except Exception as error:  # a decoder fed with a hostile file may raise anything
+        if name == "TIFF":  # of which there are more kinds than Pillow reads
+            raise UnreadableError(
+                "the TIFF picture is truncated, damaged or of a rare kind: fetch it again, or save it with 8 bits "
+                "a channel"
+            ) from error
         raise UnreadableError(f"the {name} picture is truncated or damaged: fetch the file again") from error
 
 
@@ -356,6 +361,8 @@ def _decoder(file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Image.Image]]:
         return "WEBP", WebPImageFile
     if head[:4] in (b"II*\0", b"MM\0*"):  # not BigTIFF, which is for files beyond the size allowed
         return "TIFF", TiffImageFile
+    if head[:4] in (b"II+\0", b"MM\0+"):
+        raise UnreadableError("a BigTIFF, which is for files beyond the size allowed: save it as plain TIFF")
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
         try:
             from pillow_heif import HeifImageFile  # noqa: PLC0415 - an extra

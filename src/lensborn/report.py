@@ -35,8 +35,8 @@ def detection_table(detections: Iterable[Detection]) -> Table:
         ("p", {"justify": "right", "no_wrap": True}),
         ("known p", {"justify": "right", "no_wrap": True}),
         ("both p", {"justify": "right", "no_wrap": True}),
-        ("camera", {"ratio": 3}),
-        ("reason", {"ratio": 5}),
+        ("camera", {"overflow": "fold", "ratio": 3}),
+        ("reason", {"overflow": "fold", "ratio": 5}),
     ):
         table.add_column(name, **options)
     for detection in detections:

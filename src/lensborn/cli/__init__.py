@@ -1,8 +1,9 @@
 """The command line. One file a verb, and nothing heavy imported before a verb runs."""
 
 import io
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -59,12 +60,28 @@ def lensborn_(
 
 
 def main() -> None:
-    """Run the command line; a reader that closes the pipe ends it quietly."""
+    """Run the command line; a reader that closes the pipe ends it quietly, output that cannot be written with 2."""
+    if sys.stdout is None:  # closed by the caller
+        _end("there is no standard output: leave it open, or send it to /dev/null")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # else a file name that it cannot encode ends a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         sys.stderr.close()  # else Python complains about the flush at exit
         sys.exit(1)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries once more at exit
+        _end(f"the output cannot be written ({error.strerror or error}): free the disk, or send it elsewhere")
+
+
+def _end(reason: str) -> NoReturn:
+    if sys.stderr is not None:
+        print(f"lensborn: {reason}", file=sys.stderr)
+    sys.exit(2)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lensborn.bench.contestants import Contestant
+    from lensborn.bench.observing import Observed
     from lensborn.bench.tables import Tables
     from lensborn.datasets.pictures import Label, Picture
 
@@ -184,6 +186,7 @@ def run(
             raise typer.Exit(int("unreadable" in missing))
         keep = out / "kept" if out else None
         observed = observe(chosen, conditions, contestants, keep=keep, progress=seen)
+        _check_shown(observed)
         reference = needs_reference(contestants)
         judged = Judged(observed, reference=reference, alpha=alpha, refit=Refit(seed=seed))
         entries = entries_of(contestants)
@@ -212,6 +215,16 @@ def run(
         typer.echo(f"Written to {out}")
     if any("unreadable" in seen.reasons for seen in observed.conditions.values()):
         raise typer.Exit(1)
+
+
+def _check_shown(observed: "Observed") -> None:
+    """Raise BadParameter where no picture of a class could be shown: there is nothing to measure."""
+    for label, name in (("real", "photographs"), ("fake", "generated pictures")):
+        mine = [n for n, picture in enumerate(observed.pictures) if picture.label == label]
+        reasons = [condition.reasons[n] for condition in observed.conditions.values() for n in mine]
+        if all(reasons):
+            counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
+            raise typer.BadParameter(f"none of the {name} can be measured ({counts}): give others")
 
 
 def given_pictures(real: list[str] | None, fake: list[str] | None, table: Path | None) -> "list[Picture]":

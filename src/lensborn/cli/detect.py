@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lensborn.detector import Detection, Detector
 
 PIPE_WIDTH = 160  # columns of a table where it goes to a file or a pipe
+LEAST_WIDTH = 80  # of one on a terminal: a narrower one would have no room for reasons
 
 Model = Annotated[Path | None, typer.Option(metavar="BUNDLE", help="The model; without it, the one shipped.")]
 Alpha = Annotated[
@@ -22,7 +23,7 @@ Alpha = Annotated[
 
 
 def detect(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures, and folders of pictures.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Pictures, and folders of pictures.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file, one line each.")] = False,
     model: Model = None,
     alpha: Alpha = None,
@@ -37,7 +38,17 @@ def detect(
     """
     from lensborn.photo import find_photos  # noqa: PLC0415  (heavy; so --help stays quick)
 
-    files = list(find_photos(paths))
+    for path in paths:
+        if not path:
+            raise typer.BadParameter(
+                "an empty path, as of a variable that is not set: name a file, or . for this folder",
+                param_hint="PATH...",
+            )
+        if "://" in path:
+            raise typer.BadParameter(
+                f"{path} is an address: download it, or give it to `lensborn scan`", param_hint="PATH..."
+            )
+    files = list(find_photos(map(Path, paths)))
     if not files:
         raise typer.BadParameter("no pictures found there", param_hint="PATH...")
     detector = load_detector(model, alpha)
@@ -86,7 +97,7 @@ def _print_table(detections: Iterable["Detection"], detector: "Detector") -> int
     from lensborn.report import detection_table  # noqa: PLC0415
 
     found = list(detections)
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = Console(width=max(Console().width, LEAST_WIDTH) if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(detection_table(found))
     info = found[0].model
     by = "how unusual they look" if detector.known is None else "both channels' scores together"

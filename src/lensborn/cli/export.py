@@ -41,7 +41,12 @@ def export(
     try:
         description = export_bundle(bundle, out, check or ())
     except (BundleError, ExportError, TranslationError, OSError) as error:
-        typer.echo(f"lensborn export: {error}", err=True)
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = (
+                f"{out} cannot be written ({error.strerror or error}): grant access, or choose another --out"
+            )
+        typer.echo(f"lensborn export: {reason}", err=True)
         raise typer.Exit(2) from error
     for name, network in description["networks"].items():
         for what in ("random", "faces"):

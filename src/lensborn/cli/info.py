@@ -1,10 +1,13 @@
 """`lensborn info`: what a model was trained, fitted and calibrated on, and how good it was measured to be."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from lensborn.cli.detect import PIPE_WIDTH
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,10 +34,19 @@ def info(
         bundle = read_bundle(SHIPPED if model is None else model)
     except BundleError as error:
         raise typer.BadParameter(str(error), param_hint="BUNDLE") from error
+    manifest = dict(bundle.manifest)
+    if bundle.known is not None:
+        head = bundle.known.head
+        verdict = {
+            "calibrated_on": head.memory.calibrated_on,
+            "margin": head.margin,
+            "smallest_p": head.smallest_p,
+        }
+        manifest[KNOWN_KEY] = {"verdict": verdict, **manifest[KNOWN_KEY]}
     if as_json:
-        typer.echo(json_line({**bundle.manifest, "sha256": bundle.sha256}))
+        typer.echo(json_line({**manifest, "sha256": bundle.sha256}))
         return
-    manifest, console = bundle.manifest, Console(highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     console.print(_settings({"name": bundle.name, "sha256": bundle.sha256, "folder": str(bundle.path)}))
     for key in (
         "created",
@@ -46,7 +58,8 @@ def info(
         "training",
         "versions",
     ):
-        console.print(f"\n{key}", style="bold", markup=False)
+        first = " of the first channel" if key == "calibration" and bundle.known else ""
+        console.print(f"\n{key}{first}", style="bold", markup=False)
         value = manifest[key]
         console.print(
             _settings(value) if isinstance(value, Mapping) else f"  {printable(str(value))}", markup=False

@@ -1,5 +1,6 @@
 """`lensborn scan`: every picture of folders and object stores, resumable, into one table."""
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from lensborn.cli.progress import progress_bar
 if TYPE_CHECKING:
     from lensborn.detector import Detector
     from lensborn.scan.run import Engine, Progress
+
+
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # of a store, as a path spells it; c:/ is a disk
 
 
 class EngineName(StrEnum):
@@ -47,6 +51,12 @@ def scan(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Not the pictures and folders that match; repeatable."),
     ] = None,
+    any_suffix: Annotated[
+        bool,
+        typer.Option(
+            "--any-suffix", help="Also files whose names do not end as those of pictures do, such as hashes."
+        ),
+    ] = False,
     min_bytes: Annotated[int, typer.Option(min=0, help="Not pictures of fewer bytes, as icons are.")] = 0,
     sheet: Annotated[
         bool,
@@ -82,8 +92,10 @@ def scan(
 
     if not 0 < fdr < 1:
         raise typer.BadParameter(f"{fdr:g} does not lie between 0 and 1; try 0.1", param_hint="--fdr")
+    if _ADDRESS.match(out.as_posix()):
+        raise typer.BadParameter("results go to a disk: name a folder, and copy it then", param_hint="--out")
     detector = load_detector(model, alpha)
-    filters = Filters(tuple(include or ()), tuple(exclude or ()), min_bytes)
+    filters = Filters(tuple(include or ()), tuple(exclude or ()), min_bytes, any_suffix)
     try:
         roots = checked_roots(folders)
         if engine is EngineName.RAY and not all(

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from lensborn import defaults
 from lensborn.features import EncoderExport, Preprocessing
+from lensborn.graph import load_openvino
 from lensborn.pretext.backbones import BACKBONES
 from lensborn.pretext.model import PretextModel
+
+ov = load_openvino()
 
 #: Largest error of the exported features, in units of their own standard deviation, on random crops.
 TOLERANCE = 0.02
@@ -80,7 +82,7 @@ def _told(card: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": settings, **{name: card[name] for name in ("data", "best_epoch", "versions")}}
 
 
-def to_openvino(encoder: nn.Module, size: int) -> ov.Model:
+def to_openvino(encoder: nn.Module, size: int) -> Any:
     """The encoder as a graph from "crops", (N, 3, size, size) float32 in 0..255, to "feature", (N, D)."""
     graph = ov.convert_model(encoder, example_input=torch.zeros(2, 3, size, size))
     graph.reshape({0: [-1, 3, size, size]})

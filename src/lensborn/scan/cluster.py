@@ -5,6 +5,7 @@ lost worker had in hand is judged by another. Paths of pictures and model must m
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -32,6 +33,7 @@ def on_ray(model: Path | None, info: ModelInfo, workers: int | None = None) -> E
     `model`: its folder, None for the one shipped; every worker checks that it is the one of `info`. `workers`: None
     for one a machine. Raises ScanError where no cluster can be reached, and later where it fails.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a cluster that starts here tells its makers
     try:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)

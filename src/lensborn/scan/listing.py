@@ -38,12 +38,14 @@ class Filters:
     """Which pictures of a folder are taken.
 
     Patterns are those of `fnmatch`, `*` standing for any characters, `/` included; they are compared with a name
-    and with the path below the root. A folder that `exclude` names is not entered. Files given one by one pass.
+    and with the path below the root, upper and lower case apart. A folder that `exclude` names is not entered.
+    Files given one by one pass. `any_suffix`: files without the suffix of a picture are taken for pictures, too.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_bytes: int = 0
+    any_suffix: bool = False
 
     def enters(self, below: str) -> bool:
         """Whether a folder at this path below the root is listed."""
@@ -78,6 +80,8 @@ def checked_roots(roots: Sequence[str]) -> list[str]:
     Raises ScanError for one that is missing or cannot be listed, and for one that lies in another: a picture must
     have one path.
     """
+    if "" in roots:
+        raise ScanError("an empty path, as of a variable that is not set: name a folder, . for this one")
     spelt = sorted({_spelt(root) for root in roots}, key=lambda root: sort_key(escaped(root)))
     given: dict[PurePosixPath, str] = {}
     for root in spelt:
@@ -99,9 +103,10 @@ def resolved_roots(roots: Sequence[str]) -> list[str]:
 def listed(roots: Sequence[str], filters: Filters) -> Iterator[Entry]:
     """Every picture below the roots (as `checked_roots` gives them), in order, each path once.
 
-    Files are chosen by suffix, and links to folders are not followed, as `photo.find_photos` does. A folder that
-    may not be listed, or is named like a photograph, is an entry too: judging it says what is wrong. Raises
-    ScanError for a root that is gone or may not be read, and where a folder could not be listed for another reason.
+    Files are chosen by suffix, unless `filters` takes any, and links to folders are not followed, as by
+    `photo.find_photos`. A folder that may not be listed, or is named like a photograph, is an entry too: judging it
+    says what is wrong. Raises ScanError for a root that is gone or may not be read, and where a folder could not be
+    listed for another reason.
     """
     for together in _together(roots):
         merged = heapq.merge(
@@ -136,7 +141,7 @@ def _of_root(root: str, filters: Filters) -> Iterator[Entry]:
     names: list[Found] = []
     try:
         if is_folder := place.is_folder(path):
-            names = _names(place, path)
+            names = _names(place, path, filters)
         else:
             file = place.file(path)
     except OSError as error:
@@ -166,20 +171,20 @@ def _below(place: Place, root: str, names_in_root: list[Found], filters: Filters
                 yield Entry(escaped(path), found.size, found.stamp)
         elif filters.enters(below):
             try:
-                folders.append((path, _in_order(_names(place, path))))
+                folders.append((path, _in_order(_names(place, path, filters))))
             except FileNotFoundError:
                 continue  # gone since the folder that holds it was listed
             except (PermissionError, NotADirectoryError):
                 yield Entry(escaped(path), None, None)
 
 
-def _names(place: Place, folder: str) -> list[Found]:
+def _names(place: Place, folder: str, filters: Filters) -> list[Found]:
     """What lies in a folder; raises OSError where that will not change by itself.
 
     Raises ScanError where it could not be told this time: the files in it would be taken for files that are gone.
     """
     try:
-        return place.names(folder)
+        return place.names(folder, filters.any_suffix)
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         raise
     except OSError as error:
@@ -212,4 +217,7 @@ def _spelt(root: str) -> str:
 
 def _any_matches(below: str, patterns: Sequence[str]) -> bool:
     name = below.rpartition("/")[2]
+    patterns = [
+        pattern.removeprefix("./").rstrip("/") for pattern in patterns
+    ]  # as a shell completes a folder
     return any(fnmatchcase(below, pattern) or fnmatchcase(name, pattern) for pattern in patterns)

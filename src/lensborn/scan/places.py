@@ -41,8 +41,11 @@ class Place(Protocol):
     def file(self, path: str) -> Found:
         """The file at `path`, whatever its suffix; raises OSError where it cannot be looked up."""
 
-    def names(self, folder: str) -> list[Found]:
-        """Pictures, by suffix, and folders right below `folder`; raises OSError where it cannot be listed."""
+    def names(self, folder: str, any_suffix: bool = False) -> list[Found]:
+        """Pictures and folders right below `folder`; raises OSError where it cannot be listed.
+
+        Pictures are told by suffix or, with `any_suffix`, are all files but hidden ones.
+        """
 
     def read(self, path: str, size: int | None) -> bytes:
         """The bytes of a file, of at most `defaults.MAX_FILE_BYTES`; raises UnreadableError. `size`: as listed."""
@@ -99,16 +102,17 @@ class Disk:
         """See `Place.file`."""
         return Found(Path(path).name, False, *_size_and_stamp(Path(path).stat()))
 
-    def names(self, folder: str) -> list[Found]:
+    def names(self, folder: str, any_suffix: bool = False) -> list[Found]:
         """See `Place.names`. A folder named like a photograph is given as one: reading it says what is wrong."""
         with os.scandir(folder) as entries:
-            return [
-                Found(entry.name, False, *_of_disk(entry))
-                if _is_picture(entry.name)
-                else Found(entry.name, True)
-                for entry in entries
-                if _is_picture(entry.name) or entry.is_dir(follow_symlinks=False)
-            ]
+            found = []
+            for entry in entries:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if _is_picture(entry.name, any_suffix and not is_folder and not entry.is_dir()):
+                    found.append(Found(entry.name, False, *_of_disk(entry)))
+                elif is_folder:
+                    found.append(Found(entry.name, True))
+            return found
 
     def read(self, path: str, size: int | None) -> bytes:
         """See `Place.read`."""
@@ -169,7 +173,7 @@ class Store:
         with _errors_of_a_store():
             return _of_store(path.rpartition("/")[2], self._store.info(self._inner(path)))
 
-    def names(self, folder: str) -> list[Found]:
+    def names(self, folder: str, any_suffix: bool = False) -> list[Found]:
         """See `Place.names`. Keys with an empty part (`a//b`) lie in a folder without a name."""
         inner = self._inner(folder)
         if folder.endswith("/"):
@@ -185,7 +189,7 @@ class Store:
             )
             if is_folder:
                 found.append(Found(name, True))
-            elif _is_picture(name):
+            elif _is_picture(name, any_suffix):
                 found.append(_of_store(name, info))
         return found
 
@@ -233,8 +237,9 @@ def _errors_of_a_store() -> Iterator[None]:
         raise OSError(f"the store failed with {type(error).__name__}") from error
 
 
-def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES
+def _is_picture(name: str, any_suffix: bool) -> bool:
+    hidden = name.startswith(".")
+    return PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES or (any_suffix and bool(name) and not hidden)
 
 
 def _of_disk(file: os.DirEntry[str]) -> tuple[int | None, str | None]:

@@ -30,9 +30,9 @@ _OTHER = "choose another --out, or start anew with --overwrite"
 class Results:
     """The folder of one scan, held by this process while the `with` of `opened` lasts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         """See `opened`."""
-        self.folder = folder
+        self.folder, self._settings, self._overwrite = folder, settings, overwrite
         self.table = folder / TABLE
         self.listing = folder / _LISTING
         self._parts = folder / "parts"
@@ -42,7 +42,7 @@ class Results:
     def opened(
         cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
     ) -> Iterator["Results"]:
-        """Hold `folder`, made where it is missing, for the scan that `settings` (JSON) describe.
+        """Hold `folder`, made where it is missing, for the scan that `settings` (JSON) describe, and `begin` it.
 
         Raises ScanError where it cannot be written, another process holds it, it has other files, or the results
         of a scan with other settings and `overwrite` is not set.
@@ -61,8 +61,8 @@ class Results:
         except OSError as error:
             raise cannot_write(folder, error) from error
         try:
-            results = cls(folder)
-            results._start(settings, overwrite=overwrite)
+            results = cls(folder, settings, overwrite=overwrite)
+            results._check()
             yield results
         finally:
             lock.release()
@@ -87,19 +87,34 @@ class Results:
         except OSError as error:
             raise cannot_write(self.folder, error) from error
 
-    def _start(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-        path = self.folder / _SETTINGS
-        found = _read_settings(path) if path.exists() and not overwrite else None
-        if found is not None and found != settings:
-            names = [name for name in settings if found.get(name) != settings[name]]
+    def begin(self) -> None:
+        """Write down whose the folder is, once there is something to judge; with `overwrite`, drop what it held.
+
+        Raises ScanError where the disk refuses.
+        """
+        try:
+            if self._overwrite:
+                for path in [
+                    *self._parts.glob("*.parquet"),
+                    self.folder / SHEET,
+                    self.table,
+                    self.folder / SUMMARY,
+                ]:
+                    path.unlink(missing_ok=True)
+            self._parts.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        if self._overwrite or self._found() != self._settings:
+            write_whole(self.folder / _SETTINGS, json.dumps(self._settings, indent=2) + "\n")
+
+    def _check(self) -> None:
+        found = None if self._overwrite else self._found()
+        if found is not None and found != self._settings:
+            names = [name for name in self._settings if found.get(name) != self._settings[name]]
             raise ScanError(
                 f"{self.folder} has the results of another scan (its {', '.join(names)} differ): {_OTHER}"
             )
         try:
-            if overwrite:
-                self.drop_old()
-                for name in (TABLE, SUMMARY):
-                    (self.folder / name).unlink(missing_ok=True)
             for left in [
                 *self.folder.glob(".*.new"),
                 *self._parts.glob(".*.new"),
@@ -107,12 +122,17 @@ class Results:
                 left.unlink()
         except OSError as error:
             raise cannot_write(self.folder, error) from error
-        if found != settings:
-            write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+    def _found(self) -> dict[str, Any] | None:
+        """What scan.json says; None where there is none. Raises ScanError where it cannot be read."""
+        path = self.folder / _SETTINGS
+        if not path.exists():
+            return None
         try:
-            self._parts.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ScanError(f"{path} cannot be read: {_OTHER}") from error
+        return found if isinstance(found, dict) else {}
 
 
 @contextmanager
@@ -130,11 +150,3 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text as `whole_file` does."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8"))
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ScanError(f"{path} cannot be read: {_OTHER}") from error
-    return found if isinstance(found, dict) else {}

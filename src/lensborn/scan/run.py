@@ -80,13 +80,15 @@ def scan(
     """
     with whole_file(results.listing) as file:
         write_listing(file, _counted(listed(roots, filters), "listing", None, progress))
-    tables = results.tables()
-    n_listed, n_pending = (
-        sum(1 for _ in read_listing(results.listing)),
-        sum(1 for _ in _pending(results, tables)),
-    )
+    n_listed = sum(1 for _ in read_listing(results.listing))
     if not n_listed:
-        raise ScanError("no pictures found there: check the folders and the filters")
+        raise ScanError(
+            "no pictures found there: check the folders and the filters; files whose names do not end as those of "
+            "pictures do need --any-suffix"
+        )
+    results.begin()
+    tables = results.tables()
+    n_pending = sum(1 for _ in _pending(results, tables))
     progress("listing", n_listed, n_listed)
     progress("judging", 0, n_pending)
     parts = _Parts(results, part_rows)

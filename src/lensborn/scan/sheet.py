@@ -44,9 +44,9 @@ small {{ color: #555; display: block; }}
 </head>
 <body>
 <h1>The most suspicious faces</h1>
-<p>{faces} of {judged} judged faces, the most unusual first. Model {model}; flagged where p, the share of
-calibration photographs that look at least as strange, is at most {alpha:g} %.<br>A verdict is a measured oddity,
-no proof.</p>
+<p>{faces} of {judged} judged faces, the most unusual first. Model {model}; flagged where p is at most
+{alpha:g} %, unless unsure. p is that of both channels together: of photographs like those calibrated on, at most
+that share looks as strange.<br>A verdict is a measured oddity, no proof.</p>
 <main>
 {figures}
 </main>

@@ -194,7 +194,8 @@ def _opened(path: Path) -> Iterator[Any]:
     error of the system has its number.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        # opened here: a relative path with a colon would be taken for an address
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, pa.ArrowInvalid) or (isinstance(error, OSError) and error.errno is None):
