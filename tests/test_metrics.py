@@ -270,6 +270,15 @@ def test_many_pictures_take_no_more_memory_than_some():
     assert peak < 600e6
 
 
+def test_a_picture_is_drawn_with_its_source_where_its_set_names_enough():
+    strata = np.array(["many"] * 24 + ["few"] * 6)
+    groups = np.array([f"s{n % 12}" for n in range(24)] + ["one"] * 6)
+    named = metrics.units_of(strata, groups)
+    assert named[:24].tolist() == groups[:24].tolist()
+    assert len(set(named[24:])) == 6
+    assert not set(named[24:]) & set(groups)
+
+
 def test_holm_is_the_stepped_adjustment():
     assert metrics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert metrics.holm([]) == []

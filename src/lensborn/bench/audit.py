@@ -20,15 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from lensborn.bench.metrics import (
-    MIN_GROUPS,
     Interval,
     Strings,
     auc_of,
     curves,
     deviation_of,
-    fewest_units,
     quantile_of,
-    resample,
 )
 
 MINIMUM = 10  # pictures of each class, for five folds to mean anything
@@ -183,33 +180,28 @@ def _spectrum(grey: NDArray[np.float32]) -> list[float]:
 def audit(
     real: ArrayLike,
     fake: ArrayLike,
-    real_groups: Strings | None = None,
-    fake_groups: Strings | None = None,
+    real_units: Strings | None = None,
+    fake_units: Strings | None = None,
     *,
     seed: int = 0,
 ) -> Interval | None:
     """AUC of a classifier of (N, D) real against (M, D) fake features, five-fold; None with too few pictures.
 
     Regularised linear discriminants: ridge regression on the label, both classes weighing alike. The value is the
-    mean over folds, each judged by a model that has not seen it, nor anything of its sources: `real_groups` (N,)
-    and `fake_groups` (M,), each kept in one fold where there are MIN_GROUPS or more. The interval resamples by
-    them, too, and is widened for the models being samples as well (Nadeau and Bengio, "Inference for the
-    generalization error", Machine Learning 2003). 0.5 [0.5, 0.5] where the features do not differ at all.
+    mean over folds, each judged by a model that has not seen it, nor anything of its unit: `real_units` (N,) and
+    `fake_units` (M,), FOLDS different names or more, as of `metrics.units_of`. The interval resamples by them, too, and is widened for the models being samples as well (Nadeau and Bengio, "Inference for the generalization
+    error", Machine Learning 2003). 0.5 [0.5, 0.5] where the features do not differ at all.
     """
     both = [np.asarray(values, dtype=np.float64) for values in (real, fake)]
     if min(map(len, both)) < MINIMUM:
         return None
     rng = np.random.default_rng(seed)
-    strata = [np.full(len(values), "") for values in both]
-    groups = [
-        np.arange(len(values)).astype(str) if named is None or len(set(named)) < MIN_GROUPS else named
-        for values, named in zip(both, (real_groups, fake_groups), strict=True)
+    units = [
+        np.arange(len(values)).astype(str) if named is None else named
+        for values, named in zip(both, (real_units, fake_units), strict=True)
     ]
-    weights = [
-        np.concatenate([np.ones((1, len(values))), resample(rng, REPLICATES, *units)])
-        for values, *units in zip(both, strata, groups, strict=True)
-    ]
-    folds = [_folds(named, rng) for named in groups]
+    weights = [np.concatenate([np.ones((1, len(named))), _drawn(rng, named)]) for named in units]
+    folds = [_folds(named, rng) for named in units]
     areas = []
     for fold in range(FOLDS):
         held = [which == fold for which in folds]
@@ -222,15 +214,22 @@ def audit(
         area[some] = auc_of((curve[0][some], curve[1][some]))
         areas.append(area)
     value, *means = np.nanmean(areas, axis=0)
-    units = fewest_units(*zip(strata, groups, strict=True))
-    error = deviation_of(np.array(means), units) * math.sqrt(1 + FOLDS / (FOLDS - 1))
-    reach = quantile_of(units) * error
+    fewest = min(len(set(named)) for named in units)
+    error = deviation_of(np.array(means), fewest) * math.sqrt(1 + FOLDS / (FOLDS - 1))
+    reach = quantile_of(fewest) * error
     return Interval(float(value), max(float(value) - reach, 0.0), min(float(value) + reach, 1.0))
 
 
-def _folds(groups: Strings, rng: np.random.Generator) -> NDArray[np.intp]:
-    """The fold of each picture: of all of a group one, the largest groups first, each to the smallest fold."""
-    _, units, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+def _drawn(rng: np.random.Generator, named: Strings) -> Floats:
+    """How often each picture is drawn, (REPLICATES, N): whole units, with replacement."""
+    names, units = np.unique(named, return_inverse=True)
+    n = len(names)
+    return rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES)[:, units].astype(np.float64)
+
+
+def _folds(named: Strings, rng: np.random.Generator) -> NDArray[np.intp]:
+    """The fold of each picture: of all of a unit one, the largest units first, each to the smallest fold."""
+    _, units, sizes = np.unique(named, return_inverse=True, return_counts=True)
     order = rng.permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]
     filled, fold = np.zeros(FOLDS), np.empty(len(sizes), dtype=np.intp)

@@ -117,6 +117,15 @@ def _units(strata: Strings, groups: Strings | None) -> Iterator[tuple[NDArray[np
         yield members, units
 
 
+def units_of(strata: Strings, groups: Strings) -> Strings:
+    """What each picture is drawn with, by name: its group, or in strata of fewer than MIN_GROUPS itself."""
+    names = np.array([f"picture {n}" for n in range(len(strata))], dtype=object)
+    for members, units in _units(strata, groups):
+        if units.max() + 1 < len(members):
+            names[members] = groups[members]
+    return names.astype(str)
+
+
 def fewest_units(*classes: tuple[Strings, Strings | None]) -> int:
     """The number of units that the class with the fewest (its strata and groups) is drawn by; see `resample`."""
     return min(sum(int(units.max()) + 1 for _, units in _units(*one)) for one in classes)

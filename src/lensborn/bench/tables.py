@@ -142,13 +142,16 @@ class Audits:
         real_rows, fake_rows = (np.flatnonzero(self._judged.measured(name) & there) for name in (real, fake))
         rows = [*real_rows, *fake_rows]
         containers = [container for n in rows if (container := seen.containers[n]) is not None]
-        groups = [_groups(self._judged, some) for some in (real_rows, fake_rows)]
+        units = [
+            metrics.units_of(_sets(self._judged, some), _groups(self._judged, some))
+            for some in (real_rows, fake_rows)
+        ]
         features = {"container": container_features(containers), "texture": seen.texture[rows]}
         row: Row = {}
         marks = []
         for name, values in features.items():
             real_values, fake_values = values[: len(real_rows)], values[len(real_rows) :]
-            found = audit(real_values, fake_values, *groups, seed=self._seed) if rows else None
+            found = audit(real_values, fake_values, *units, seed=self._seed) if rows else None
             row |= _flat(name, found)
             marks += [name] * (found is not None and found.value > AUDIT_LIMIT)
         return {**row, "marked": " ".join(marks)}
