@@ -189,8 +189,10 @@ def audit(
 
     Regularised linear discriminants: ridge regression on the label, both classes weighing alike. The value is the
     mean over folds, each judged by a model that has not seen it, nor anything of its unit: `real_units` (N,) and
-    `fake_units` (M,), FOLDS different names or more, as of `metrics.units_of`. The interval resamples by them, too, and is widened for the models being samples as well (Nadeau and Bengio, "Inference for the generalization
-    error", Machine Learning 2003). 0.5 [0.5, 0.5] where the features do not differ at all.
+    `fake_units` (M,), FOLDS different names or more, as of `metrics.units_of`; without them, each picture. The
+    interval resamples by them, too, and is widened for the models being samples as well (Nadeau and Bengio,
+    "Inference for the generalization error", Machine Learning 2003). 0.5 [0.5, 0.5] where the features do not
+    differ at all.
     """
     both = [np.asarray(values, dtype=np.float64) for values in (real, fake)]
     if min(map(len, both)) < MINIMUM:
