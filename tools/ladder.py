@@ -25,7 +25,7 @@ import traces
 from decoders import read_rebuilt
 from numpy.typing import NDArray
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torch.utils.data import DataLoader, Dataset
@@ -37,11 +37,18 @@ from lensborn.photo import digest_of, read_photo
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
 from lensborn.pretext.export import write_export
-from lensborn.pretext.loop import BEST, Loop, LoopSettings, area_under_curve, repeatable_device
+from lensborn.pretext.loop import (
+    BEST,
+    Loop,
+    LoopSettings,
+    area_under_curve,
+    repeatable_device,
+    save_tensors,
+)
 from lensborn.pretext.losses import manipulation_loss, ranking_loss
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
 from lensborn.pretext.model import Encoder, moments, watched
-from lensborn.pretext.train import rank_accuracy, summary_of
+from lensborn.pretext.train import digest_of_crops, rank_accuracy, summary_of
 
 SIDE = 192  # px at which a delivered face is looked at
 FEATURES = 128
@@ -310,6 +317,8 @@ class Climb(Loop):
         self.validation = DataLoader(held_out, batch_size=rung.batch, **shared)
         loader = DataLoader(Rungs(crops["train"], rung, means), batch_sampler=batches, **shared)
         self.summary = {split: summary_of(some) for split, some in crops.items()}
+        self.data = digest_of_crops([*crops["train"], *crops["validate"]])
+        self.views = 1 + len({"manipulation", "trace"} & set(rung.tasks))  # see Rungs
         super().__init__(rung, model, batches, loader, out, progress=progress)
 
     def losses(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -452,7 +461,7 @@ def decoders(crops: Sequence[Crop], folder: Path) -> list[traces.Decoder]:
             network.load_state_dict(load_file(path))
         else:
             train_decoder(network, crops)
-            save_file(network.state_dict(), path)
+            save_tensors(path, network.state_dict())
         found.append(_rebuilding(network.eval()))
     return found
 
@@ -672,7 +681,11 @@ def main() -> None:
 
     means = Means(destroy, read_rebuilt(arguments.rebuilt) if arguments.rebuilt else {})
     files = {crop.row["file"] for some in crops.values() for crop in some}
-    for name, seeds in rungs(arguments.settings).items():
+    asked = rungs(arguments.settings)
+    known = {*asked, *(f"{name}-{rung.seed}" for name, seeds in asked.items() for rung in seeds)}
+    if unknown := set(arguments.only) - known:
+        parser.error(f"no rung {min(unknown)} in {arguments.settings}")
+    for name, seeds in asked.items():
         for rung in seeds:
             run = f"{name}-{rung.seed}"
             if arguments.only and not {name, run} & set(arguments.only):

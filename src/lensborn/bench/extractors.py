@@ -40,8 +40,15 @@ def load_extractor(kind: str, path: Path) -> Extractor:
         from lensborn.pretext import extractors  # noqa: PLC0415 - torch
     except ImportError as error:
         raise ValueError("encoders of others need torch: pip install 'lensborn[train]'") from error
-    if kind == "imagenet":
-        return extractors.imagenet(path)
-    if kind == "exif-as-language":
-        return extractors.exif_as_language(path)
-    return extractors.clip(path, quick=kind != "openclip")
+    try:
+        if kind == "imagenet":
+            return extractors.imagenet(path)
+        if kind == "exif-as-language":
+            return extractors.exif_as_language(path)
+        return extractors.clip(path, quick=kind != "openclip")
+    except ValueError:
+        raise
+    except Exception as error:  # tensors of shapes that nobody thought of
+        raise ValueError(
+            f"{path.name} is no checkpoint of kind {kind} ({type(error).__name__}: {error})"
+        ) from error

@@ -20,7 +20,7 @@ def pretrain(
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     channels_last: Annotated[bool, typer.Option(help="Memory layout; faster on most processors.")] = True,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 1,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train an encoder on photographs with EXIF; no generated picture is ever needed.
 
@@ -36,39 +36,17 @@ def pretrain(
         raise typer.Exit(2) from None
     import os  # noqa: PLC0415
     from collections.abc import Mapping  # noqa: PLC0415
+    from contextlib import nullcontext  # noqa: PLC0415
 
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
+    from lensborn.cli.progress import progress_bar  # noqa: PLC0415
     from lensborn.datasets.corpus import read_corpus  # noqa: PLC0415
     from lensborn.pretext.corpus import split_crops  # noqa: PLC0415
     from lensborn.pretext.export import export_encoder  # noqa: PLC0415
     from lensborn.pretext.train import Settings, Trainer  # noqa: PLC0415
 
-    several = "RANK" in os.environ
+    several = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
     if several:
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s"),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        disable=several and os.environ["RANK"] != "0",
-    )
-    task = bar.add_task("", epoch=1, rate=0.0, loss=0.0)
-
-    def show(done: int, total: int, means: Mapping[str, float]) -> None:
-        loss = sum(value for name, value in means.items() if name.startswith("loss_"))
-        epoch = (done - 1) * epochs // total + 1
-        bar.update(task, completed=done, total=total, epoch=epoch, rate=means["images_per_s"], loss=loss)
-
     settings = Settings(
         backbone=backbone,
         init=str(init) if init else None,
@@ -83,17 +61,40 @@ def pretrain(
         seed=seed,
     )
     try:
-        splits = split_crops(read_corpus(corpus))
-        trainer = Trainer(
-            settings, splits.get("train", []), splits.get("validate", []), out, workers=workers, progress=show
-        )
-        with bar:
+        crops = read_corpus(corpus)
+        splits = split_crops(crops)
+        first = not several or os.environ["RANK"] == "0"
+        if first and (tagged := sum(map(len, splits.values()))) < len(crops):
+            typer.echo(
+                f"{tagged} of {len(crops)} crops have all four tags; the others are left out", err=True
+            )
+        with progress_bar() if first else nullcontext() as bar:
+            task = bar.add_task("", total=None) if bar else None
+
+            def show(done: int, total: int, means: Mapping[str, float]) -> None:
+                if bar is None or task is None:
+                    return
+                loss = sum(value for name, value in means.items() if name.startswith("loss_"))
+                epoch, rate = (done - 1) * epochs // total + 1, means["images_per_s"]
+                told = f"epoch {epoch}, {rate:.0f} images/s, loss {loss:.3f}"
+                bar.update(task, completed=done, total=total, description=told)
+
+            trainer = Trainer(
+                settings,
+                splits.get("train", []),
+                splits.get("validate", []),
+                out,
+                workers=workers,
+                progress=show,
+            )
             best = trainer.fit()
-    except (OSError, ValueError) as error:
-        typer.echo(f"lensborn pretrain: {error}", err=True)
+        if first:
+            export_encoder(out)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]  # of a loader's process, without its traceback
+        typer.echo(f"lensborn pretrain: {reason.removeprefix('lensborn.photo.UnreadableError: ')}", err=True)
         raise typer.Exit(2) from None
-    if trainer.rank == 0:
-        export_encoder(out)
+    if first:
         typer.echo(f"best weights: {best}\nnext: lensborn fit PHOTOS --encoder {out} --out BUNDLE")
     if several:
         torch.distributed.destroy_process_group()

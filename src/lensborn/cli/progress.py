@@ -44,5 +44,6 @@ def progress_bar() -> "Progress":
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,
+        speed_estimate_period=600,  # s, since a step may take longer than rich's 30
         disable=not sys.stderr.isatty(),
     )

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from lensborn.datasets.corpus import Crop, split_of
 from lensborn.delivery import Delivery, deliver
 from lensborn.faces import crop_face, crop_square
-from lensborn.photo import read_photo
+from lensborn.photo import UnreadableError, read_photo
 from lensborn.pretext.loop import EpochSampler
 from lensborn.pretext.manipulations import PRISTINE, draw_manipulation, manipulate
 
@@ -91,8 +91,14 @@ class PretextDataset(Dataset[dict[str, Tensor]]):
 
 
 def native_face(crop: Crop) -> tuple[Image, NDArray[np.float64] | None]:
-    """The crop's pixels and landmarks; a picture that is not cut yet is cut, and not resized."""
-    image = read_photo(crop.file).pixels
+    """The crop's pixels and landmarks; a picture that is not cut yet is cut, and not resized.
+
+    Raises UnreadableError, with the name of the file.
+    """
+    try:
+        image = read_photo(crop.file).pixels
+    except UnreadableError as error:
+        raise UnreadableError(f"{crop.file.name}: {error}; or remove its row from the table") from error
     landmarks = None if crop.landmarks is None else crop.landmarks.astype(np.float64)
     if crop.box is None:
         return image, landmarks

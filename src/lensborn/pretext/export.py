@@ -1,6 +1,7 @@
 """A trained encoder as OpenVINO IR, so that detection needs no torch."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lensborn import defaults
+from lensborn.disk import whole_file
 from lensborn.features import EncoderExport, Preprocessing
 from lensborn.graph import load_openvino
 from lensborn.pretext.backbones import BACKBONES
@@ -25,7 +27,8 @@ TOLERANCE = 0.02
 def export_encoder(run: Path) -> Path:
     """Writes encoder.xml, encoder.bin and preprocessing.json beside the best weights; returns encoder.xml.
 
-    Weights are stored in half precision. Raises RuntimeError when the exported features differ from torch's.
+    Weights are stored in half precision. Raises RuntimeError when the exported features differ from torch's, or
+    the disk refuses.
     """
     settings = json.loads((run / "settings.json").read_text())
     model = PretextModel(settings["backbone"])
@@ -46,8 +49,12 @@ def write_export(
     The network maps crops of `size` pixels to feature_dim numbers, the last texture_dim of them textures.
     """
     spec = BACKBONES[backbone]
+    with tempfile.TemporaryDirectory(dir=run, prefix=".export") as aside:  # an earlier export stays whole
+        xml = save_graph(network, size, Path(aside) / "encoder.xml")
+        for part in (xml.with_suffix(".bin"), xml):
+            part.replace(run / part.name)
     export = EncoderExport(
-        save_graph(network, size, run / "encoder.xml"),
+        run / "encoder.xml",
         Preprocessing(size=size, mean=spec.mean, std=spec.std),
         backbone,
         feature_dim,
@@ -55,7 +62,8 @@ def write_export(
         texture_dim,
     )
     values = {**export.preprocessing.to_json(), **export.described, "training": export.training}
-    (run / "preprocessing.json").write_text(json.dumps(values, indent=2) + "\n")
+    with whole_file(run / "preprocessing.json") as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())
     return export.xml
 
 

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -35,7 +36,8 @@ from torch.utils.data import DataLoader, Sampler
 from lensborn import defaults
 from lensborn.disk import whole_file
 
-CHECKPOINT, BEST, LOG = "checkpoint.safetensors", "best.safetensors", "log.csv"
+CHECKPOINT, BEST, LOG, CARD = "checkpoint.safetensors", "best.safetensors", "log.csv", "card.json"
+_LOCK = ".lock"
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -77,7 +79,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is native on the device (on a CPU: AVX-512 BF16 or AMX), so that it pays."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = Path("/proc/cpuinfo")
     return flags.exists() and "avx512_bf16" in flags.read_text()
 
@@ -85,11 +87,14 @@ def computes_in_bf16(device: torch.device) -> bool:
 class Loop(ABC):
     """One run; `fit` is the whole of it. A kind of training adds its losses and its validation.
 
-    `loader` draws its batches from `batches`. `summary`: of the data, for the card. `progress` is called after
+    `loader` draws its batches from `batches`. `summary`: of the data, for the card; `data`: its digest, since a run
+    goes on with the same alone. `views`: pictures that a step sees of each example. `progress` is called after
     every step with (steps done, steps in all, the epoch's latest numbers).
     """
 
     summary: Mapping[str, Any]
+    data = ""
+    views = 2
 
     def __init__(
         self,
@@ -122,9 +127,26 @@ class Loop(ABC):
         """Numbers on what was kept apart; the best epoch has the largest `validation`."""
 
     def fit(self) -> Path:
-        """Trains to the end, from the checkpoint in `out` if there is one; returns the best weights' path."""
+        """Trains to the end, from the checkpoint in `out` if there is one; returns the best weights' path.
+
+        Raises ValueError where another run writes there, the checkpoint is of other settings or data, or damaged,
+        and where the loss is no longer finite; OSError where the disk refuses.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.rank:
+            return self._fit()
+        try:
+            with FileLock(self.out / _LOCK, timeout=0):
+                return self._fit()
+        except Timeout as error:
+            raise ValueError(
+                f"another run writes to {self.out}: wait for it, or name another folder"
+            ) from error
+
+    def _fit(self) -> Path:
         self._begin()
+        if self.epoch == self.settings.epochs and (self.out / CARD).exists():
+            return self.out / BEST  # through, long ago perhaps: its card tells of then
         network: nn.Module = self.model
         if self.world > 1:
             network = DistributedDataParallel(self.model)
@@ -140,11 +162,16 @@ class Loop(ABC):
         wanted = json.loads(json.dumps(asdict(self.settings)))
         path = self.out / "settings.json"
         if (self.out / CHECKPOINT).exists():
-            if json.loads(path.read_text()) != wanted:
+            try:
+                if json.loads(path.read_text()) != wanted:
+                    raise ValueError(
+                        f"{self.out} holds a run with other settings: name another folder, or repeat its settings"
+                    )
+                self._restore()
+            except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{self.out} holds a run with other settings: name another folder, or repeat its settings"
-                )
-            self._restore()
+                    f"the run in {self.out} is damaged: remove that folder, and train anew"
+                ) from error
         elif self.rank == 0:
             _write_text(path, json.dumps(wanted, indent=2) + "\n")
 
@@ -160,7 +187,8 @@ class Loop(ABC):
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
             means = {name: value / count for name, value in sums.items()}
-            means["images_per_s"] = 2 * self.settings.batch * count / (time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            means["images_per_s"] = self.views * self.settings.batch * count / seconds
             self.progress(self.epoch * len(self.batches) + self.step, total, means)
             if self.step % self.checkpoint_every == 0 and self.step < len(self.batches):
                 self._save()
@@ -171,6 +199,8 @@ class Loop(ABC):
         self._set_learning_rate()
         with self.autocast():
             loss, numbers = self.losses(network, batch)
+        if not torch.isfinite(loss):
+            raise ValueError("the loss is no longer finite: begin anew with a smaller learning rate")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
@@ -195,13 +225,21 @@ class Loop(ABC):
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
-        position = {"epoch": self.epoch, "step": self.step, "best": self.best, "rows": self.rows}
+        position = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "rows": self.rows,
+            "data": self.data,
+        }
         save_tensors(self.out / CHECKPOINT, tensors, {"position": json.dumps(position)})
 
     def _restore(self) -> None:
         with safe_open(self.out / CHECKPOINT, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             position = json.loads(file.metadata()["position"])
+        if position.get("data", self.data) != self.data:
+            raise ValueError(f"{self.out} holds a run on other pictures: name another folder")
         self.model.load_state_dict(
             {
                 name.removeprefix("model."): value
@@ -248,7 +286,8 @@ class Loop(ABC):
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "processes": self.world,
         }
-        _write_text(self.out / "card.json", json.dumps(card, indent=2) + "\n")
+        _write_text(self.out / CARD, json.dumps(card, indent=2) + "\n")
+        write_rows(self.out / LOG, self.rows)  # a kill may have come between the last checkpoint and its row
         draw_curves(self.rows, self.out / "curves.png")
 
 
@@ -264,7 +303,8 @@ def gather(local: Tensor) -> Tensor:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear rise over `warmup` steps, then half a cosine down to 0 at `steps`; in 0..1."""
+    """Linear rise over `warmup` steps, at most half of all, then half a cosine down to 0 at `steps`; in 0..1."""
+    warmup = min(warmup, steps / 2)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
@@ -282,7 +322,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
             left.plot(epochs, [row[name] for row in rows], label=name.removeprefix("loss_"))
         elif name.startswith("rank_") or name.endswith("auc"):
             right.plot(epochs, [row[name] for row in rows], label=name.removeprefix("rank_"))
-    left.set(title="training: fidelity loss", xlabel="epoch")
+    left.set(title="training: loss", xlabel="epoch")
     right.set(title="sources kept apart: rank accuracy, AUC", xlabel="epoch", ylim=(0.45, 1))
     for axes in (left, right):
         axes.legend(fontsize=7)

@@ -1,6 +1,8 @@
 """The training of the pretext tasks: ranking by EXIF, and spotting manipulated faces. The loop: see `loop`."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,10 +78,17 @@ class Trainer(Loop):
             load_pretrained(model.encoder.backbone, Path(settings.init))
         sources = [crop.source for crop in train]
         batches = EpochBatches(sources, settings.batch, settings.seed, settings.per_source, *place())
+        if settings.batch % place()[1]:
+            raise ValueError(
+                f"a batch of {settings.batch} cannot be shared by {place()[1]} processes: choose a multiple"
+            )
         if not len(batches):
             raise ValueError(
-                f"{len(train)} crops for training fill no batch of {settings.batch}: add photographs"
+                f"{len(train)} crops for training, at most {settings.per_source} an epoch of a source, fill no "
+                f"batch of {settings.batch}: add photographs of other sources"
             )
+        if settings.ranking and not any(np.ptp([crop.tags for crop in validate], axis=0) if validate else ()):
+            raise ValueError("the photographs kept apart do not differ in any tag: add others")
         if len({crop.photo for crop in validate}) < 2:
             raise ValueError("validation needs photographs of at least two kept-apart sources: add sources")
         shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": False}
@@ -88,6 +97,7 @@ class Trainer(Loop):
         held_out = PretextDataset(validate, settings.size, settings.seed, delivery=None)
         self.validation = DataLoader(held_out, batch_size=settings.batch, **shared)
         self.summary = {"train": summary_of(train), "validate": summary_of(validate)}
+        self.data = digest_of_crops([*train, *validate])
         super().__init__(
             settings, model, batches, loader, out, checkpoint_every=checkpoint_every, progress=progress
         )
@@ -115,13 +125,16 @@ class Trainer(Loop):
             loss = loss + 0 * output.scores.sum()  # keeps every parameter in the graph of several processes
         labels = torch.arange(len(crops), device=self.device) >= len(pristine)
         manipulation = manipulation_loss(output.logits, labels)
-        loss = loss + (manipulation if self.settings.manipulation else 0 * manipulation)
-        numbers["loss_manipulation"] = manipulation
+        if self.settings.manipulation:
+            loss = loss + manipulation
+            numbers["loss_manipulation"] = manipulation
+        else:
+            loss = loss + 0 * manipulation
         return loss, numbers
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Rank accuracy of each tag, manipulation AUC and their mean, on the sources kept apart."""
+        """Rank accuracy of each tag that differs, manipulation AUC and their mean, on the sources kept apart."""
         self.model.eval()
         scores, clean, manipulated, tags, photos = [], [], [], [], []
         for batch in self.validation:
@@ -138,8 +151,11 @@ class Trainer(Loop):
             torch.cat(scores).numpy(), torch.cat(tags).numpy(), torch.cat(photos).numpy()
         )
         auc = area_under_curve(torch.cat(clean).numpy(), torch.cat(manipulated).numpy())
-        row = {f"rank_{tag}": value for tag, value in zip(TAGS, accuracies, strict=True)}
-        parts = [float(np.mean(accuracies))] * self.settings.ranking + [auc] * self.settings.manipulation
+        row = {
+            f"rank_{tag}": value for tag, value in zip(TAGS, accuracies, strict=True) if math.isfinite(value)
+        }
+        parts = [float(np.mean(list(row.values())))] if self.settings.ranking else []
+        parts += [auc] if self.settings.manipulation else []
         return row | {"manipulation_auc": auc, "validation": float(np.mean(parts))}
 
 
@@ -150,13 +166,39 @@ def rank_accuracy(
 
     `scores` and `tags` are (N, T), `photos` (N,). Chance is 0.5, a tied score counts half; NaN without pairs.
     """
+    _, numbers, counts = np.unique(photos, return_inverse=True, return_counts=True)
+    together = [np.flatnonzero(numbers == photo) for photo in np.flatnonzero(counts > 1)]
     accuracies = []
     for score, tag in zip(scores.T, tags.T, strict=True):
-        above = (tag[:, None] > tag[None, :]) & (photos[:, None] != photos[None, :])
-        difference = (score[:, None] - score[None, :])[above]
-        right = (difference > 0).mean() + 0.5 * (difference == 0).mean() if difference.size else np.nan
-        accuracies.append(float(right))
+        right, pairs = _rightly_ordered(score, tag)
+        for rows in together:  # faces of one photograph have the same tags, unless a table says otherwise
+            if np.ptp(tag[rows]):
+                less, fewer = _rightly_ordered(score[rows], tag[rows])
+                right, pairs = right - less, pairs - fewer
+        accuracies.append(right / pairs if pairs else math.nan)
     return accuracies
+
+
+def _rightly_ordered(score: NDArray[np.float32], tag: NDArray[np.float64]) -> tuple[float, int]:
+    """Pairs of different tags that the scores (N,) order rightly, a tie counting half, and all of them; in memory
+    for N, value by value of the tag."""
+    right, pairs = 0.0, 0
+    lower = np.empty(0, score.dtype)
+    for value in np.unique(tag):
+        mine = np.sort(score[tag == value])
+        right += float(sum(np.searchsorted(lower, mine, side).sum() for side in ("left", "right"))) / 2
+        pairs += len(lower) * len(mine)
+        lower = np.sort(np.concatenate([lower, mine]), kind="stable")
+    return right, pairs
+
+
+def digest_of_crops(crops: Iterable[Crop]) -> str:
+    """What tells other crops, or crops in another order, from these: of their names, sources and tags."""
+    digest = hashlib.sha256()
+    for crop in crops:
+        row = (crop.file.name, crop.photo, crop.source, crop.tags.tolist())
+        digest.update(repr(row).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def summary_of(crops: Sequence[Crop]) -> dict[str, int]:
