@@ -714,43 +714,6 @@ def test_wrong_usage_has_its_own_exit_status(words):
     assert "Traceback" not in result.output
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """Enough photographs to refit to."""
-    folder = tmp_path_factory.mktemp("many")
-    for n in range(60):
-        portrait(folder / "r", f"{n}.jpg", 300 + 3 * n, quality=60 + n % 40)
-    for n in range(12):
-        portrait(folder / "f", f"{n}.png", 300 + 7 * n)
-    return folder
-
-
-@pytest.mark.parametrize("experiment", ["table1", "table2", "table3", "fig4", "fig5"])
-def test_the_papers_experiments_run(tiny_bundle, many, tmp_path, experiment):
-    if experiment == "fig5":
-        pytest.importorskip("openTSNE")
-    result = run(
-        "paper", experiment, "--real", f"cam={many / 'r'}", "--fake", f"gen={many / 'f'}", "--fitted-to", "cam",
-        "--encoder", f"ours=lensborn:{tiny_bundle.path}", "--encoder", f"again=lensborn:{tiny_bundle.path}",
-        "--out", tmp_path,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    content = json.loads((tmp_path / f"{experiment}.json").read_text())
-    assert content["rows"]
-    assert {f"{experiment}.md", f"{experiment}.csv", f"{experiment}.tex"} <= {
-        f.name for f in tmp_path.iterdir()
-    }
-    if experiment.startswith("fig"):
-        assert (tmp_path / f"{experiment}.svg").exists()
-    else:
-        text = (tmp_path / f"{experiment}.md").read_text()
-        assert "ours" in text
-        assert "0.9343" in text  # the paper's own, beside ours
-        assert {row["detector"] for row in content["rows"]} == {"ours", "again"}
-    if experiment == "fig4":
-        assert {row["n_components"] for row in content["rows"]} >= {1, 2}
-
-
 def test_a_place_that_cannot_be_written_is_named(tiny_bundle, sets, tmp_path):
     (tmp_path / "file").write_text("in the way")
     words = ["bench", "--real", f"cam={sets / 'r'}", "--fake", f"gen={sets / 'f'}", "--limit", 3]
