@@ -15,12 +15,12 @@ import numpy as np
 from scipy.stats import norm
 
 from lensborn.bench import metrics
+from lensborn.bench.render import write_block
 
 SIZES = ((100, 100, False), (300, 100, False), (700, 300, False), (240, 240, True))
 AUCS = (0.5, 0.75, 0.95)
 REPLICATES = 400
 SOURCES = 40
-MARKERS = ("<!-- coverage:begin -->", "<!-- coverage:end -->")
 
 
 def truth(auc: float, n_real: int, n_fake: int) -> tuple[float, float, dict[str, float]]:
@@ -80,9 +80,7 @@ def main() -> None:
         lines.append(f"| {n_real}{' of 40 sources' * clustered} / {n_fake} | {auc} | {cells} |")
         print(lines[-1], flush=True)
     if arguments.into:
-        before, rest = arguments.into.read_text().split(MARKERS[0])
-        after = rest.split(MARKERS[1])[1]
-        arguments.into.write_text("\n".join([before + MARKERS[0], *lines, MARKERS[1] + after]))
+        write_block(arguments.into, "coverage", "\n".join(lines))
 
 
 if __name__ == "__main__":

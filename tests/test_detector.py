@@ -167,7 +167,9 @@ def test_nothing_is_told_to_anyone_and_no_process_started(
     code = (
         "import multiprocessing, sys\nmultiprocessing.Process.start = None\nfrom lensborn import Detector\n"
         f"assert Detector.load({str(tiny_bundle.path)!r}).detect({str(examples / 'generated-man.jpg')!r}).faces\n"
-        "assert 'openvino_telemetry' not in sys.modules"
+        "import openvino\nassert not {'openvino_telemetry', 'openvino.tools.ovc'} & sys.modules.keys()\n"
+        "assert callable(openvino.convert_model) and not hasattr(openvino, 'nothing')\n"
+        "from openvino import convert_model\nassert 'openvino_telemetry' not in sys.modules"
     )
     environment = os.environ | {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
     found = subprocess.run(

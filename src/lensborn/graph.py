@@ -8,7 +8,10 @@ many inputs at a time as there are cores.
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -27,26 +30,47 @@ def threads() -> int:
 
 
 _STARTING = threading.Lock()
+_TELEMETRY, _CONVERTER = "openvino_telemetry", "openvino.tools.ovc"
 
 
 def core() -> Any:
-    """OpenVINO itself: a third of a second to load, so not before a network is needed."""
+    """OpenVINO itself: a tenth of a second to load, so not before a network is needed."""
     with _STARTING:
         return _core()
 
 
-def load_openvino() -> Any:
-    """The package openvino without its telemetry: at each import that tells a server, writes below the user's home,
-    and starts a process, which under `spawn` runs a script without a main guard twice."""
-    name = "openvino_telemetry"
-    silenced = "openvino" not in sys.modules and name not in sys.modules
-    if silenced:
-        sys.modules[name] = None  # type: ignore[assignment] # cannot be imported: OpenVINO has a stub for that
+@contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Modules that cannot be imported meanwhile, unless they are there already."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: there is none
     try:
-        import openvino  # noqa: PLC0415
+        yield
     finally:
-        if silenced:
+        for name in hidden:
             del sys.modules[name]
+
+
+def load_openvino() -> Any:
+    """The package openvino, without its telemetry, and with its converter of models once somebody asks for it.
+
+    The telemetry tells a server of each import, writes below the user's home, and starts a process, which under
+    `spawn` runs a script without a main guard twice. The converter takes longer to import than all the rest.
+    OpenVINO does without either.
+    """
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    with _hidden(_TELEMETRY, _CONVERTER):
+        import openvino  # noqa: PLC0415
+
+    def late(name: str) -> Any:
+        if name != "convert_model":
+            raise AttributeError(f"module 'openvino' has no attribute {name!r}", name=name, obj=openvino)
+        with _hidden(_TELEMETRY):
+            openvino.convert_model = import_module(_CONVERTER).convert_model
+        return openvino.convert_model
+
+    openvino.__getattr__ = late
     return openvino
 
 

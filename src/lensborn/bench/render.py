@@ -10,7 +10,7 @@ from typing import Any
 
 from lensborn.disk import whole_file
 
-DIGITS = 6  # of numbers in CSV and JSON: beyond that a result can depend on the processor
+DIGITS = 6  # that count, of numbers in CSV and JSON: beyond them a result can depend on the processor
 
 Row = Mapping[str, Any]
 
@@ -81,7 +81,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(stream, keys, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"{v:.{DIGITS}f}" if isinstance(v, float) else v for k, v in row.items()})
+        writer.writerow({k: f"{v:.{DIGITS}g}" if isinstance(v, float) else v for k, v in row.items()})
     return stream.getvalue()
 
 
@@ -155,7 +155,7 @@ def _latex_line(cells: Sequence[str]) -> str:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, DIGITS)
+        return float(f"{value:.{DIGITS}g}")
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
