@@ -191,8 +191,10 @@ class Detector:
         info: ModelInfo,
         seen: frozenset[str] = frozenset(),
         known: KnownChannel | None = None,
+        compiled: tuple[Encoder, FaceFinder] | None = None,
     ) -> None:
         """Put the parts together; use `load` or `fit`. `seen`: see `bundle.Bundle`. `known`: the second channel.
+        `compiled`: the encoder at work, and what finds faces, where they are there already.
 
         Raises BundleError where they do not fit each other, ValueError for an alpha outside (0, 1).
         """
@@ -200,7 +202,10 @@ class Detector:
             raise ValueError(f"alpha must lie between 0 and 1, as 0.05 does, not {info.alpha:g}")
         self.encoder_export = encoder
         self.preprocessing = encoder.preprocessing
-        self.encoder = Encoder(encoder.xml)
+        if compiled is None:
+            self.encoder = Encoder(encoder.xml)
+        else:
+            self.encoder, self._finder = compiled
         declared = (self.preprocessing.size, encoder.feature_dim)
         if (self.encoder.size, self.encoder.feature_dim) != declared:
             raise BundleError(
@@ -234,15 +239,23 @@ class Detector:
         bundle = read_bundle(SHIPPED if path is None else path)
         nominal = bundle.manifest["calibration"]["alpha"] if alpha is None else float(alpha)
         info = ModelInfo(bundle.name, bundle.sha256, nominal)
+        encoder = bundle_encoder(bundle)
+        with ThreadPoolExecutor(
+            2
+        ) as pool:  # OpenVINO compiles on one core, half of the time to a first verdict
+            first, (known, finder) = both(
+                lambda: Encoder(encoder.xml), lambda: (KnownChannel.of(bundle), FaceFinder()), pool
+            )
         return cls(
-            bundle_encoder(bundle),
+            encoder,
             density=bundle.density,
             conformal=bundle.conformal,
             manifest=bundle.manifest,
             card=bundle.card,
             info=info,
             seen=bundle.seen,
-            known=KnownChannel.of(bundle),
+            known=known,
+            compiled=(first, finder),
         )
 
     @classmethod
