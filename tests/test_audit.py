@@ -96,10 +96,25 @@ def test_sources_that_each_look_their_own_way_are_no_difference_between_two_clas
 
 
 def test_folds_keep_groups_whole_and_are_of_one_size():
-    groups = np.repeat(np.arange(23), np.arange(1, 24)).astype(str)
-    folds = _folds(groups, np.random.default_rng(0))
+    groups, chosen = np.repeat(np.arange(23), np.arange(1, 24)).astype(str), {}
+    folds = _folds(groups, np.random.default_rng(0), chosen)
     assert all(len(set(folds[groups == one])) == 1 for one in groups)
     assert np.ptp(np.bincount(folds, minlength=5)) <= 3
+    others = np.array(["7", "7", "new", "22"])
+    again = _folds(others, np.random.default_rng(0), chosen)
+    assert again.tolist() == [chosen["7"], chosen["7"], chosen["new"], folds[-1]]
+
+
+def test_a_source_of_both_classes_is_in_one_fold():
+    """Faces that a generator made of a source's photographs: alike within each source, whatever the class."""
+    sources = np.repeat(np.arange(30), 6)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        centres = rng.normal(size=(30, 12))
+        real, fake = (centres[sources] + 0.3 * rng.normal(size=(180, 12)) for _ in range(2))
+        found = audit(real, fake, sources.astype(str), sources.astype(str), seed=seed)
+        assert found.low <= 0.5 <= found.high
+        assert abs(found.value - 0.5) < 0.1
 
 
 def test_what_does_not_differ_gives_one_half_exactly():

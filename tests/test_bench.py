@@ -218,6 +218,11 @@ def test_a_file_that_is_there_twice_falls_into_one_part():
     copies = [Picture(Path("x"), name, "r", "real") for name in names]
     parts = parts_of(copies, True, [f"hash {n % 200}" for n in range(400)])
     np.testing.assert_array_equal(parts[:200], parts[200:])
+    copies = [Picture(Path("x"), f"{n}", "A", "real") for n in range(40)]
+    copies += [Picture(Path("x"), f"{n}", "B", "real", f"s{n % 40}") for n in range(400)]
+    found = parts_of(copies, True, [f"hash {n % 400}" for n in [*range(40), *range(400)]])
+    assert all(len(set(found[source::40])) == 1 for source in range(40))  # the copies, too
+    copies = [Picture(Path("x"), name, "r", "real") for name in names]
     unknown = parts_of(copies, True, [""] * 400)
     assert (unknown[:200] != unknown[200:]).any()
 
@@ -392,7 +397,7 @@ def test_a_threshold_from_too_few_photographs_is_none():
 
 def test_a_table_of_scores_is_a_detector(tmp_path):
     path = tmp_path / "theirs.csv"
-    path.write_text("file,score,condition\na.png,1.5,\na.png,2.5,equalised-256\n")
+    path.write_text("file,score,condition\n./a.png,1.5,\na.png,2.5,equalised-256\n")
     theirs = contestant(str(path))
     views = [View(b"", (0, 0, 1, 1), "s", name, condition) for name, condition in
              (("a.png", PUBLISHED), ("a.png", EQUALISED), ("b.png", PUBLISHED))]  # fmt: skip

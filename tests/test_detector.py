@@ -121,6 +121,7 @@ def test_a_wrong_kind_of_argument_is_told(detector: Detector, examples: Path) ->
         detector.detect((examples / "generated-man.jpg").read_bytes())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="as bytes, not str"):
         detector.detect_bytes("abc", "abc")  # type: ignore[arg-type]
+    assert detector.detect_bytes(bytearray(b"abc"), "abc").status == "unreadable"
     with pytest.raises(TypeError, match="several paths"):
         detector.detect_many(str(examples / "generated-man.jpg"))
 

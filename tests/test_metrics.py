@@ -246,6 +246,13 @@ def test_equally_right_by_source_is_students_test_of_the_sources():
     assert metrics.equally_right(a, b, groups=groups) == pytest.approx(ttest_1samp(each, 0).pvalue)
 
 
+def test_sources_that_all_differ_alike_are_counted_as_sources():
+    groups = np.repeat(np.arange(10), 20).astype(str)
+    one, none = np.ones(200, bool), np.zeros(200, bool)
+    assert metrics.equally_right(one, none, groups=groups) == pytest.approx(2 * 0.5**10)
+    assert metrics.equally_right(one, one, groups=groups) == 1
+
+
 def test_a_paired_interval_leaves_out_0_just_where_its_p_value_is_below_5_per_cent():
     rng = np.random.default_rng(8)
     seen = set()

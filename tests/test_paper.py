@@ -81,6 +81,13 @@ def test_an_experiment_measures(paper, experiment):
     assert "0.9343" in text  # the paper's own, beside ours
 
 
+def test_encoders_stand_side_by_side(paper, tiny_export):
+    content, _ = written(paper, "table1", "--encoder", f"again=lensborn:{tiny_export}")
+    ours, again = content["rows"]
+    assert (ours["detector"], again["detector"]) == ("ours", "again")
+    assert ours["auc"] == again["auc"]
+
+
 def test_features_are_drawn(paper):
     pytest.importorskip("openTSNE")
     content, out = written(paper, "fig5")

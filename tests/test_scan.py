@@ -45,6 +45,7 @@ from lensborn.scan.listing import (  # noqa: E402
     checked_roots,
     escaped,
     listed,
+    pattern_of,
     sort_key,
     unescaped,
 )
@@ -353,6 +354,31 @@ def test_a_scan_that_finds_nothing_drops_nothing_and_binds_to_nothing(
     assert scan(*options, "--include", "*.jpg").exit_code == 0
 
 
+def test_a_folder_that_could_not_be_begun_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "results"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ScanError, match="no space"), Results.opened(out, {"folders": []}) as results:
+        results.begin()
+    monkeypatch.undo()
+    with Results.opened(out, {"folders": []}) as results:
+        results.begin()
+    assert (out / "parts").is_dir()
+
+
+def test_a_scan_from_before_an_option_goes_on(album: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    options = [album / "album-0", "--out", tmp_path, "--model", tiny_bundle.path]
+    assert scan(*options).exit_code == 0
+    settings = json.loads((tmp_path / "scan.json").read_text())
+    del settings["any_suffix"]
+    (tmp_path / "scan.json").write_text(json.dumps(settings))
+    assert scan(*options).exit_code == 0
+    assert scan(*options, "--any-suffix").exit_code == 2
+
+
 def test_results_may_be_called_as_an_address_begins(
     album: Path, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +405,11 @@ def test_files_of_any_name_are_judged_where_asked_for(
     for name in ("0a1b", "sub/2c3d", ".hidden", "e.jpg"):
         (tmp_path / "hashes" / name).write_bytes(face)
     (tmp_path / "hashes" / "link").symlink_to("sub")
+    refused = scan(
+        tmp_path / "hashes", "--any-suffix", "--out", tmp_path / "hashes" / "out", "--model", tiny_bundle.path
+    )
+    assert refused.exit_code == 2
+    assert "choose another --out" in refused.stderr
     options = [tmp_path / "hashes", "--out", tmp_path / "results", "--model", tiny_bundle.path]
     assert scan(*options).exit_code == 0
     assert {Path(row["path"]).name for row in rows(tmp_path / "results")} == {"e.jpg"}
@@ -386,12 +417,19 @@ def test_files_of_any_name_are_judged_where_asked_for(
     assert {Path(row["path"]).name for row in rows(tmp_path / "results")} == {"0a1b", "2c3d", "e.jpg"}
 
 
+def test_a_link_to_itself_ends_no_scan(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a").write_bytes(b"")
+    found = listed(checked_roots([str(tmp_path)]), Filters(any_suffix=True))
+    assert [(Path(entry.path).name, entry.size) for entry in found] == [("a", 0), ("loop", None)]
+
+
 @pytest.mark.parametrize("pattern", ["sub", "sub/", "./sub", "./sub/"])
 def test_a_folder_is_left_out_however_it_is_written(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("a.jpg", "sub/b.jpg"):
         (tmp_path / name).write_bytes(b"")
-    found = listed(checked_roots([str(tmp_path)]), Filters(exclude=(pattern,)))
+    found = listed(checked_roots([str(tmp_path)]), Filters(exclude=(pattern_of(pattern),)))
     assert [Path(entry.path).name for entry in found] == ["a.jpg"]
 
 

@@ -36,7 +36,7 @@ from lensborn.photo import UnreadableError  # noqa: E402
 from lensborn.pretext import export  # noqa: E402
 from lensborn.pretext.corpus import EpochBatches, PretextDataset, split_crops  # noqa: E402
 from lensborn.pretext.export import export_encoder, parity_error  # noqa: E402
-from lensborn.pretext.loop import learning_rate_factor  # noqa: E402
+from lensborn.pretext.loop import draw_curves, learning_rate_factor  # noqa: E402
 from lensborn.pretext.losses import ranking_loss  # noqa: E402
 from lensborn.pretext.train import Settings, Trainer, rank_accuracy  # noqa: E402
 
@@ -165,10 +165,25 @@ def test_a_tag_that_never_differs_is_no_task(corpus, tmp_path):
         trainer(same, tmp_path / "other")
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_kept(corpus, tmp_path):
+def test_a_loss_that_is_no_number_ends_the_run(corpus, tmp_path):
     run = trainer(corpus, tmp_path / "run", replace(SMALL, lr=1e30), checkpoint_every=1)
     with pytest.raises(ValueError, match="smaller learning rate"):
         run.fit()
+
+
+def test_a_run_killed_before_its_card_is_mended(corpus, finished, tmp_path):
+    """By a kill between the last checkpoint and what is written after it; a column may be of an older version."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    whole = (out / "log.csv").read_bytes()
+    for name in ("card.json", "curves.png"):
+        (out / name).unlink()
+    (out / "log.csv").write_bytes(whole[:50])
+    run = trainer(corpus, out)
+    run.fit()
+    assert (out / "log.csv").read_bytes() == whole
+    assert (out / "card.json").exists() and (out / "curves.png").exists()
+    draw_curves([{"epoch": 1, "loss_old": 1.0}, {"epoch": 2}], out / "curves.png")
 
 
 def test_a_picture_that_cannot_be_read_is_named(corpus, tmp_path):

@@ -432,9 +432,9 @@ class Detector:
 
         Raises TypeError for anything but bytes, RuntimeError as `detect` does.
         """
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"detect_bytes takes what a file holds, as bytes, not {type(data).__name__}")
-        return self._detect(name, data, alone)
+        return self._detect(name, bytes(data), alone)
 
     def unreadable(self, name: str, error: str) -> Detection:
         """The result for a file that could not be fetched. `error`: the reason and the remedy."""

@@ -58,8 +58,10 @@ def load_openvino() -> Any:
     `spawn` runs a script without a main guard twice. The converter takes longer to import than all the rest.
     OpenVINO does without either.
     """
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
+    if "openvino" in sys.modules:  # by somebody else, and perhaps not yet whole: importing waits for that
+        import openvino  # noqa: PLC0415
+
+        return openvino
     with _hidden(_TELEMETRY, _CONVERTER):
         import openvino  # noqa: PLC0415
 

@@ -199,11 +199,12 @@ def audit(
         return None
     rng = np.random.default_rng(seed)
     units = [
-        np.arange(len(values)).astype(str) if named is None else named
-        for values, named in zip(both, (real_units, fake_units), strict=True)
+        np.array([f"{label}, picture {n}" for n in range(len(values))]) if named is None else named
+        for label, values, named in zip(("real", "fake"), both, (real_units, fake_units), strict=True)
     ]
     weights = [np.concatenate([np.ones((1, len(named))), _drawn(rng, named)]) for named in units]
-    folds = [_folds(named, rng) for named in units]
+    chosen: dict[str, int] = {}
+    folds = [_folds(named, rng, chosen) for named in units]
     areas = []
     for fold in range(FOLDS):
         held = [which == fold for which in folds]
@@ -229,16 +230,19 @@ def _drawn(rng: np.random.Generator, named: Strings) -> Floats:
     return rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES)[:, units].astype(np.float64)
 
 
-def _folds(named: Strings, rng: np.random.Generator) -> NDArray[np.intp]:
-    """The fold of each picture: of all of a unit one, the largest units first, each to the smallest fold."""
-    _, units, sizes = np.unique(named, return_inverse=True, return_counts=True)
-    order = rng.permutation(len(sizes))
+def _folds(named: Strings, rng: np.random.Generator, chosen: dict[str, int]) -> NDArray[np.intp]:
+    """The fold of each picture: of all of a unit one, the largest units first, each to the smallest fold.
+
+    `chosen`: of units that the other class has, too; those of this one are added.
+    """
+    names, sizes = np.unique(named, return_counts=True)
+    order = rng.permutation(len(names))
     order = order[np.argsort(-sizes[order], kind="stable")]
-    filled, fold = np.zeros(FOLDS), np.empty(len(sizes), dtype=np.intp)
-    for unit in order:
-        fold[unit] = np.argmin(filled)
-        filled[fold[unit]] += sizes[unit]
-    return np.asarray(fold[units])
+    units = [(str(names[n]), int(sizes[n])) for n in order]
+    filled = np.zeros(FOLDS)
+    for name, size in sorted(units, key=lambda unit: unit[0] not in chosen):
+        filled[chosen.setdefault(name, int(np.argmin(filled)))] += size
+    return np.array([chosen[name] for name in named.tolist()], dtype=np.intp)
 
 
 def _discriminant(real: Floats, fake: Floats) -> Callable[[Floats], Floats]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
@@ -284,7 +284,8 @@ def scores_of_table(path: Path) -> Contestant:
             score = None
         if score is None or not row.get("file"):
             raise ContestantError(f"{path.name}, record {record}: needs file and a numeric score")
-        key = row.get("condition") or PUBLISHED, row.get("set") or "", row["file"]
+        file = PurePath(row["file"]).as_posix()  # as tables of pictures spell it
+        key = row.get("condition") or PUBLISHED, row.get("set") or "", file
         if key in scores:
             raise ContestantError(f"{path.name}, record {record}: a second score of one picture, keep one")
         scores[key] = score

@@ -103,12 +103,13 @@ def parts_of(
 
 
 def originals(pictures: Sequence[Picture], sha256: Sequence[str]) -> list[Picture]:
-    """For each picture the first one of the same bytes, as far as their hashes are known (else "")."""
+    """For each picture the first one of the same bytes, of those that name a source if any does, as far as their
+    hashes are known (else "")."""
+    pairs = list(zip(pictures, sha256, strict=True))
     first: dict[str, Picture] = {}
-    return [
-        first.setdefault(digest, picture) if digest else picture
-        for picture, digest in zip(pictures, sha256, strict=True)
-    ]
+    for picture, digest in sorted(pairs, key=lambda pair: not pair[0].source):
+        first.setdefault(digest, picture)
+    return [first[digest] if digest else picture for picture, digest in pairs]
 
 
 def members(pictures: Sequence[Picture], name: str) -> NDArray[np.bool_]:

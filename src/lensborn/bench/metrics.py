@@ -119,7 +119,7 @@ def _units(strata: Strings, groups: Strings | None) -> Iterator[tuple[NDArray[np
 
 def units_of(strata: Strings, groups: Strings) -> Strings:
     """What each picture is drawn with, by name: its group, or in strata of fewer than MIN_GROUPS itself."""
-    names = np.array([f"picture {n}" for n in range(len(strata))], dtype=object)
+    names = np.array([f"{stratum}, picture {n}" for n, stratum in enumerate(strata)], dtype=object)
     for members, units in _units(strata, groups):
         if units.max() + 1 < len(members):
             names[members] = groups[members]
@@ -318,7 +318,8 @@ def equally_right(
     """Two-sided p-value that two detectors are right equally often, on the same pictures (N,) bool.
 
     Exact where every picture stands for itself (McNemar 1947); where pictures share a source, Student's test of the
-    mean difference with the linearised variance, by `groups` within `strata` as in `rate`.
+    mean difference with the linearised variance, by `groups` within `strata` as in `rate`, or the exact test on the
+    sources where that variance is 0.
     """
     from scipy.special import stdtr  # noqa: PLC0415
     from scipy.stats import binomtest  # noqa: PLC0415
@@ -328,7 +329,9 @@ def equally_right(
     variance, n_units, freedom = _variance(difference, strata, groups)
     if n_units < len(difference) and variance:
         return float(2 * stdtr(freedom, -abs(difference.mean()) / math.sqrt(variance)))
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    strata = np.full(len(a), "") if strata is None else strata
+    balance = [np.bincount(units, difference[members]) for members, units in _units(strata, groups)]
+    only_a, only_b = (int(sum((sign * one > 0).sum() for one in balance)) for sign in (1, -1))
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 

@@ -106,7 +106,7 @@ def _check_says_something(contestant: FunctionContestant, observed: Observed) ->
     shown = any(reason is None for one in seen for reason in one.reasons)
     if shown and not any(has_row(one.observed[contestant.name]).any() for one in seen):
         raise ContestantError(
-            f"{contestant.name} gave no picture a score: a table must name file and condition as --views does"
+            f"{contestant.name} gave no picture a score: a table must name file, set and condition as --views does"
         )
 
 

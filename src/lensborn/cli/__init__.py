@@ -75,7 +75,7 @@ def main() -> None:
         sys.stderr.close()  # else Python complains about the flush at exit
         sys.exit(1)
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno is None:  # of a file, or a library that cannot be loaded
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries once more at exit
         _end(f"the output cannot be written ({error.strerror or error}): free the disk, or send it elsewhere")

@@ -37,6 +37,7 @@ def detect(
     lensborn detect --json --alpha 0.01 portrait.jpg album/ > verdicts.jsonl
     """
     from lensborn.photo import find_photos  # noqa: PLC0415  (heavy; so --help stays quick)
+    from lensborn.scan.places import is_remote  # noqa: PLC0415
 
     for path in paths:
         if not path:
@@ -44,7 +45,7 @@ def detect(
                 "an empty path, as of a variable that is not set: name a file, or . for this folder",
                 param_hint="PATH...",
             )
-        if "://" in path:
+        if is_remote(path):
             raise typer.BadParameter(
                 f"{path} is an address: download it, or give it to `lensborn scan`", param_hint="PATH..."
             )

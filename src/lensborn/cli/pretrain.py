@@ -88,13 +88,18 @@ def pretrain(
                 progress=show,
             )
             best = trainer.fit()
-        if first:
-            export_encoder(out)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]  # of a loader's process, without its traceback
-        typer.echo(f"lensborn pretrain: {reason.removeprefix('lensborn.photo.UnreadableError: ')}", err=True)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        if "Original Traceback" in reason:  # of a loader's process: its last line has the error itself
+            reason = reason.strip().splitlines()[-1].partition(": ")[2]
+        typer.echo(f"lensborn pretrain: {reason}", err=True)
         raise typer.Exit(2) from None
     if first:
+        try:
+            export_encoder(out)
+        except (OSError, RuntimeError) as error:
+            typer.echo(f"lensborn pretrain: the encoder is not exported: {error}", err=True)
+            raise typer.Exit(2) from None
         typer.echo(f"best weights: {best}\nnext: lensborn fit PHOTOS --encoder {out} --out BUNDLE")
     if several:
         torch.distributed.destroy_process_group()

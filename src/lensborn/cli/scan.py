@@ -1,6 +1,5 @@
 """`lensborn scan`: every picture of folders and object stores, resumable, into one table."""
 
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from lensborn.scan.run import Engine, Progress
 
 
-_ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # of a store, as a path spells it; c:/ is a disk
-
-
 class EngineName(StrEnum):
     """Where pictures are judged."""
 
@@ -34,7 +30,7 @@ def scan(
         list[str],
         typer.Argument(metavar="FOLDER", help="Folders and pictures, or addresses like s3://bucket/prefix."),
     ],
-    out: Annotated[Path, typer.Option(metavar="RESULTS", help="The folder to write, or to go on with.")],
+    out: Annotated[str, typer.Option(metavar="RESULTS", help="The folder to write, or to go on with.")],
     model: Model = None,
     alpha: Alpha = None,
     fdr: Annotated[
@@ -86,25 +82,30 @@ def scan(
         typer.echo(f"scanning needs {error.name}: pip install 'lensborn[scan]'", err=True)
         raise typer.Exit(2) from None
     from lensborn.scan.errors import ScanError  # noqa: PLC0415
-    from lensborn.scan.listing import Filters, checked_roots  # noqa: PLC0415
+    from lensborn.scan.listing import Filters, checked_roots, lies_below, pattern_of  # noqa: PLC0415
     from lensborn.scan.places import is_remote  # noqa: PLC0415
     from lensborn.scan.results import SHEET, Results, write_whole  # noqa: PLC0415
 
     if not 0 < fdr < 1:
         raise typer.BadParameter(f"{fdr:g} does not lie between 0 and 1; try 0.1", param_hint="--fdr")
-    if _ADDRESS.match(out.as_posix()):
+    if is_remote(out):
         raise typer.BadParameter("results go to a disk: name a folder, and copy it then", param_hint="--out")
     detector = load_detector(model, alpha)
-    filters = Filters(tuple(include or ()), tuple(exclude or ()), min_bytes, any_suffix)
+    included, excluded = (tuple(map(pattern_of, patterns or ())) for patterns in (include, exclude))
+    filters = Filters(included, excluded, min_bytes, any_suffix)
     try:
         roots = checked_roots(folders)
+        if any_suffix and lies_below(out, roots):
+            raise ScanError(
+                f"{out} lies in a folder to scan, and --any-suffix would judge it: choose another --out"
+            )
         if engine is EngineName.RAY and not all(
             is_remote(root) or Path(root).is_absolute() for root in folders
         ):
             raise ScanError("with --engine ray, give paths from the root on: workers start in other folders")
         settings = run.settings_of(roots, filters, detector.info)
         judging = _engine(engine, detector, model, workers)
-        with _stopped_politely(), Results.opened(out, settings, overwrite=overwrite) as results:
+        with _stopped_politely(), Results.opened(Path(out), settings, overwrite=overwrite) as results:
             with _progress() as progress:
                 told = run.scan(results, roots, filters, judging, settings, rate=fdr, progress=progress)
             if sheet:
@@ -164,7 +165,7 @@ def _progress() -> Iterator["Progress"]:
         yield show
 
 
-def _print(told: dict[str, Any], out: Path) -> None:
+def _print(told: dict[str, Any], out: str) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415

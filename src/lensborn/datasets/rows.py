@@ -28,7 +28,9 @@ def read_rows(path: Path, max_bytes: int = MAX_BYTES) -> tuple[list[str], list[d
             try:
                 return list(reader.fieldnames or ()), list(reader)
             except csv.Error as error:
-                raise RowsError(f"after line {reader.line_num}: {error}: mend its quotes") from error
+                raise RowsError(
+                    f"after line {reader.line_num}: {error}: mend its quotes, or shorten it"
+                ) from error
     except UnicodeDecodeError as error:
         raise RowsError(f"not in UTF-8 ({error.reason}): save it as CSV in UTF-8") from error
     except (UnreadableError, OSError) as error:

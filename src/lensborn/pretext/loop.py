@@ -200,7 +200,9 @@ class Loop(ABC):
         with self.autocast():
             loss, numbers = self.losses(network, batch)
         if not torch.isfinite(loss):
-            raise ValueError("the loss is no longer finite: begin anew with a smaller learning rate")
+            raise ValueError(
+                "the loss is no longer finite: begin anew, in another folder, with a smaller learning rate"
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
@@ -286,9 +288,9 @@ class Loop(ABC):
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "processes": self.world,
         }
-        _write_text(self.out / CARD, json.dumps(card, indent=2) + "\n")
         write_rows(self.out / LOG, self.rows)  # a kill may have come between the last checkpoint and its row
         draw_curves(self.rows, self.out / "curves.png")
+        _write_text(self.out / CARD, json.dumps(card, indent=2) + "\n")  # last: a run that has one is through
 
 
 def gather(local: Tensor) -> Tensor:
@@ -317,7 +319,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    for name in rows[0]:
+    for name in (name for name in rows[0] if all(name in row for row in rows)):
         if name.startswith("loss_"):
             left.plot(epochs, [row[name] for row in rows], label=name.removeprefix("loss_"))
         elif name.startswith("rank_") or name.endswith("auc"):

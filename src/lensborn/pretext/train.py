@@ -87,10 +87,10 @@ class Trainer(Loop):
                 f"{len(train)} crops for training, at most {settings.per_source} an epoch of a source, fill no "
                 f"batch of {settings.batch}: add photographs of other sources"
             )
-        if settings.ranking and not any(np.ptp([crop.tags for crop in validate], axis=0) if validate else ()):
-            raise ValueError("the photographs kept apart do not differ in any tag: add others")
         if len({crop.photo for crop in validate}) < 2:
             raise ValueError("validation needs photographs of at least two kept-apart sources: add sources")
+        if settings.ranking and not any(np.ptp([crop.tags for crop in validate], axis=0)):
+            raise ValueError("the photographs kept apart do not differ in any tag: add others")
         shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": False}
         dataset = PretextDataset(train, settings.size, settings.seed, settings.delivery)
         loader = DataLoader(dataset, batch_sampler=batches, **shared)

@@ -58,6 +58,11 @@ class Filters:
         return not self.include or _any_matches(below, self.include)
 
 
+def pattern_of(text: str) -> str:
+    """A pattern without what a shell adds when it completes a folder's name: `./` before and `/` behind it."""
+    return text.removeprefix("./").rstrip("/")
+
+
 def escaped(path: str) -> str:
     """A path as valid text: `\\` twice, and bytes that are no text as `\\udcXX`; `unescaped` undoes it exactly."""
     return path.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode("utf-8")
@@ -93,6 +98,12 @@ def checked_roots(roots: Sequence[str]) -> list[str]:
                 raise _twice(root, given[parent])
         place_of(root).check(root)
     return [escaped(root) for root in spelt]
+
+
+def lies_below(folder: str, roots: Sequence[str]) -> bool:
+    """Whether a folder of this machine is, or lies in, one of the roots (as `checked_roots` gives them)."""
+    above = {_resolved(folder), *_resolved(folder).parents}
+    return any(not is_remote(root) and _resolved(unescaped(root)) in above for root in roots)
 
 
 def resolved_roots(roots: Sequence[str]) -> list[str]:
@@ -217,7 +228,4 @@ def _spelt(root: str) -> str:
 
 def _any_matches(below: str, patterns: Sequence[str]) -> bool:
     name = below.rpartition("/")[2]
-    patterns = [
-        pattern.removeprefix("./").rstrip("/") for pattern in patterns
-    ]  # as a shell completes a folder
     return any(fnmatchcase(below, pattern) or fnmatchcase(name, pattern) for pattern in patterns)

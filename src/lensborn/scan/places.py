@@ -108,7 +108,7 @@ class Disk:
             found = []
             for entry in entries:
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if _is_picture(entry.name, any_suffix and not is_folder and not entry.is_dir()):
+                if _is_picture(entry.name, any_suffix and not is_folder and not _leads_to_folder(entry)):
                     found.append(Found(entry.name, False, *_of_disk(entry)))
                 elif is_folder:
                     found.append(Found(entry.name, True))
@@ -240,6 +240,13 @@ def _errors_of_a_store() -> Iterator[None]:
 def _is_picture(name: str, any_suffix: bool) -> bool:
     hidden = name.startswith(".")
     return PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES or (any_suffix and bool(name) and not hidden)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: judging it tells
+        return False
 
 
 def _of_disk(file: os.DirEntry[str]) -> tuple[int | None, str | None]:

@@ -24,6 +24,7 @@ SHEET = "sheet.html"
 _SETTINGS = "scan.json"
 _LISTING = ".listing.parquet"
 _LOCK = ".lock"
+_OLD = {"any_suffix": False}  # settings of scans that began before they could be set
 _OTHER = "choose another --out, or start anew with --overwrite"
 
 
@@ -42,7 +43,7 @@ class Results:
     def opened(
         cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False
     ) -> Iterator["Results"]:
-        """Hold `folder`, made where it is missing, for the scan that `settings` (JSON) describe, and `begin` it.
+        """Hold `folder`, made where it is missing, for the scan that `settings` (JSON) describe; `begin` then.
 
         Raises ScanError where it cannot be written, another process holds it, it has other files, or the results
         of a scan with other settings and `overwrite` is not set.
@@ -81,47 +82,40 @@ class Results:
 
         Raises ScanError where the disk refuses.
         """
-        try:
-            for path in [*self._parts.glob("*.parquet"), self.listing, self.folder / SHEET]:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+        self._drop(*self._parts.glob("*.parquet"), self.listing, self.folder / SHEET)
 
     def begin(self) -> None:
         """Write down whose the folder is, once there is something to judge; with `overwrite`, drop what it held.
 
         Raises ScanError where the disk refuses.
         """
+        if self._overwrite:
+            self._drop(*self._parts.glob("*.parquet"), self.folder / SHEET, self.table, self.folder / SUMMARY)
+        # before anything else is there: a folder without it is somebody else's
+        write_whole(self.folder / _SETTINGS, json.dumps(self._settings, indent=2) + "\n")
         try:
-            if self._overwrite:
-                for path in [
-                    *self._parts.glob("*.parquet"),
-                    self.folder / SHEET,
-                    self.table,
-                    self.folder / SUMMARY,
-                ]:
-                    path.unlink(missing_ok=True)
             self._parts.mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
-        if self._overwrite or self._found() != self._settings:
-            write_whole(self.folder / _SETTINGS, json.dumps(self._settings, indent=2) + "\n")
+
+    def _drop(self, *paths: Path) -> None:
+        try:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
 
     def _check(self) -> None:
         found = None if self._overwrite else self._found()
-        if found is not None and found != self._settings:
-            names = [name for name in self._settings if found.get(name) != self._settings[name]]
+        if found is not None and (
+            names := [
+                name for name, value in self._settings.items() if found.get(name, _OLD.get(name)) != value
+            ]
+        ):
             raise ScanError(
                 f"{self.folder} has the results of another scan (its {', '.join(names)} differ): {_OTHER}"
             )
-        try:
-            for left in [
-                *self.folder.glob(".*.new"),
-                *self._parts.glob(".*.new"),
-            ]:  # by a scan that was killed
-                left.unlink()
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+        self._drop(*self.folder.glob(".*.new"), *self._parts.glob(".*.new"))  # of a scan that was killed
 
     def _found(self) -> dict[str, Any] | None:
         """What scan.json says; None where there is none. Raises ScanError where it cannot be read."""
