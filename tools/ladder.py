@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lensborn.datasets.corpus import TAGS, Crop, read_corpus
 from lensborn.delivery import ROUGH, Delivery, delivered_face, resized
-from lensborn.graph import load_openvino
+from lensborn.graph import core, load_openvino
 from lensborn.photo import digest_of, read_photo
 from lensborn.pretext.backbones import load_pretrained
 from lensborn.pretext.corpus import EpochBatches, native_face, photo_numbers, split_crops
@@ -609,7 +609,7 @@ class RungExtractor:
             example_input=torch.zeros(1, 3, self.rung.patch, self.rung.patch),
         )
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-        return ov.Core().compile_model(graph, "CPU", options)
+        return core().compile_model(graph, "CPU", options)
 
     def encode(self, crops: Image) -> NDArray[np.float32]:
         """All layers (N, D), see `columns`, of crops (N, SIDE, SIDE, 3) uint8 RGB."""

@@ -14,7 +14,7 @@ from torch import nn
 from lensborn import defaults
 from lensborn.disk import whole_file
 from lensborn.features import EncoderExport, Preprocessing
-from lensborn.graph import load_openvino
+from lensborn.graph import core, load_openvino
 from lensborn.pretext.backbones import BACKBONES
 from lensborn.pretext.model import PretextModel
 
@@ -105,5 +105,5 @@ def parity_error(encoder: nn.Module, path: Path, size: int) -> float:
     with torch.no_grad():
         wanted = encoder(torch.from_numpy(crops)).numpy()
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
-    got = ov.Core().compile_model(path, "CPU", hints)(crops)[0]
+    got = core().compile_model(path, "CPU", hints)(crops)[0]
     return float(np.abs(got - wanted).max() / wanted.std())
