@@ -23,7 +23,7 @@ from lensborn.bench.contestants import (
     contestant,
     told_apart,
 )
-from lensborn.bench.judging import ALL, CALIBRATE, FIT, TEST, Refit, entries_of, judge, parts_of
+from lensborn.bench.judging import ALL, CALIBRATE, FIT, TEST, Refit, entries_of, judge, originals, parts_of
 from lensborn.bench.observing import Condition, Observed, observe
 from lensborn.bench.protocols import EQUALISED, PUBLISHED, conditions_of, show
 from lensborn.bench.tables import Judged, make_tables
@@ -216,14 +216,15 @@ def test_halves_follow_the_source_where_there_are_enough():
 def test_a_file_that_is_there_twice_falls_into_one_part():
     names = [f"{n}" for n in range(200)] + [f"copy of {n}" for n in range(200)]
     copies = [Picture(Path("x"), name, "r", "real") for name in names]
-    parts = parts_of(copies, True, [f"hash {n % 200}" for n in range(400)])
+    parts = parts_of(copies, True, originals(copies, [f"hash {n % 200}" for n in range(400)]))
     np.testing.assert_array_equal(parts[:200], parts[200:])
     copies = [Picture(Path("x"), f"{n}", "A", "real") for n in range(40)]
     copies += [Picture(Path("x"), f"{n}", "B", "real", f"s{n % 40}") for n in range(400)]
-    found = parts_of(copies, True, [f"hash {n % 400}" for n in [*range(40), *range(400)]])
+    hashes = [f"hash {n % 400}" for n in [*range(40), *range(400)]]
+    found = parts_of(copies, True, originals(copies, hashes))
     assert all(len(set(found[source::40])) == 1 for source in range(40))  # the copies, too
     copies = [Picture(Path("x"), name, "r", "real") for name in names]
-    unknown = parts_of(copies, True, [""] * 400)
+    unknown = parts_of(copies, True, originals(copies, [""] * 400))
     assert (unknown[:200] != unknown[200:]).any()
 
 

@@ -223,12 +223,7 @@ def contestant(spec: str, *, refits: bool = False) -> Contestant:
         )
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:  # the last two: "" and a relative name
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last: "", a relative name
         raise ContestantError(f"{spec} cannot be imported ({error}): put its folder on PYTHONPATH") from error
     if not callable(function):
         raise ContestantError(f"{spec} is no function: name one that maps views to scores")

@@ -82,11 +82,11 @@ def needs_reference(contestants: Sequence[Contestant]) -> bool:
 
 
 def parts_of(
-    pictures: Sequence[Picture], reference: bool, sha256: Sequence[str] | None = None
+    pictures: Sequence[Picture], reference: bool, firsts: Sequence[Picture] | None = None
 ) -> NDArray[np.str_]:
     """The part of each picture; with `reference` false, and for generated pictures, all are measured.
 
-    `sha256`: of the files. A file that stands there twice falls into one part, as a source does.
+    `firsts`: their `originals`. A file that stands there twice falls into one part, as a source does.
     """
     sources: dict[str, set[str]] = {}
     for picture in pictures:
@@ -99,7 +99,7 @@ def parts_of(
             return TEST
         return split_of(f"bench/{original.source if original.source in split else original.name}", PARTS)
 
-    return np.array(list(map(part, pictures, originals(pictures, sha256 or [""] * len(pictures)))))
+    return np.array(list(map(part, pictures, firsts or pictures)))
 
 
 def originals(pictures: Sequence[Picture], sha256: Sequence[str]) -> list[Picture]:

@@ -57,8 +57,8 @@ class Judged:
     def __init__(self, observed: Observed, *, reference: bool, alpha: float, refit: Refit) -> None:
         """Judge `observed`, at a nominal share `alpha` of photographs flagged; see `judging.judge`."""
         self.observed = observed
-        self.parts = parts_of(observed.pictures, reference, observed.sha256)
         self.originals = originals(observed.pictures, observed.sha256)
+        self.parts = parts_of(observed.pictures, reference, self.originals)
         self._settings: Mapping[str, Any] = {"alpha": alpha, "refit": refit}
         self._made: dict[tuple[str, str, str], Judgement | None] = {}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lensborn import defaults
-from lensborn.cli.detect import PIPE_WIDTH
+from lensborn.cli.detect import PIPE_WIDTH, check_share
 from lensborn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def bench(
     from lensborn.bench.protocols import conditions_of  # noqa: PLC0415
     from lensborn.datasets.layouts import read_pictures  # noqa: PLC0415
 
-    if not 0 < alpha < 1:
-        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
+    check_share(alpha, "--alpha")
     protocols = protocol or list(ProtocolName)
     with usage_errors():
         pictures = [picture for path in data or [] for picture in read_pictures(path, layout)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lensborn import defaults
 from lensborn.cli.progress import tracked
 
 if TYPE_CHECKING:
@@ -62,13 +63,21 @@ def detect(
     raise typer.Exit(1 if unreadable else 0)
 
 
+def check_share(share: float, option: str, example: float = defaults.ALPHA) -> None:
+    """Raise BadParameter unless the value of that option lies between 0 and 1."""
+    if not 0 < share < 1:
+        raise typer.BadParameter(
+            f"{share:g} does not lie between 0 and 1; try {example:g}", param_hint=option
+        )
+
+
 def load_detector(model: Path | None, alpha: float | None) -> "Detector":
     """The detector of the options --model and --alpha, with a warning where it can flag nothing."""
     from lensborn.bundle import BundleError  # noqa: PLC0415
     from lensborn.detector import Detector  # noqa: PLC0415
 
-    if alpha is not None and not 0 < alpha < 1:
-        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
+    if alpha is not None:
+        check_share(alpha, "--alpha")
     try:
         detector = Detector.load(model, alpha)
     except BundleError as error:

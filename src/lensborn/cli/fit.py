@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lensborn import defaults
+from lensborn.cli.detect import check_share
 from lensborn.cli.progress import tracked
 from lensborn.disk import whole_file
 
@@ -138,8 +139,7 @@ def fit(
     from lensborn.scan.errors import cannot_write  # noqa: PLC0415
 
     name = checked_out(out, name, overwrite=overwrite)
-    if not 0 < alpha < 1:
-        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
+    check_share(alpha, "--alpha")
     if unknown := set(split or ()) - {known for known, _ in defaults.SPLITS}:
         raise typer.BadParameter(f"no such split: {', '.join(sorted(unknown))}", param_hint="--split")
     try:

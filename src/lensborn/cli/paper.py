@@ -21,6 +21,7 @@ from lensborn.cli.bench import (
     usage_errors,
     without_folder,
 )
+from lensborn.cli.detect import check_share
 from lensborn.cli.progress import progress_bar
 
 
@@ -84,8 +85,7 @@ def paper(
     from lensborn.datasets.layouts import read_pictures  # noqa: PLC0415
     from lensborn.datasets.pictures import PictureSetError, choose  # noqa: PLC0415
 
-    if not 0 < alpha < 1:
-        raise typer.BadParameter(f"{alpha:g} does not lie between 0 and 1; try 0.05", param_hint="--alpha")
+    check_share(alpha, "--alpha")
     words = [experiment.value, *(path.name for path in data or [])]
     words += ["--layout", layout] if layout != "auto" else []
     words += [word for spec in encoder or [] for word in ("--encoder", without_folder(spec))]

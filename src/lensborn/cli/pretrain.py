@@ -36,7 +36,6 @@ def pretrain(
         raise typer.Exit(2) from None
     import os  # noqa: PLC0415
     from collections.abc import Mapping  # noqa: PLC0415
-    from contextlib import nullcontext  # noqa: PLC0415
 
     from lensborn.cli.progress import progress_bar  # noqa: PLC0415
     from lensborn.datasets.corpus import read_corpus  # noqa: PLC0415
@@ -68,12 +67,10 @@ def pretrain(
             typer.echo(
                 f"{tagged} of {len(crops)} crops have all four tags; the others are left out", err=True
             )
-        with progress_bar() if first else nullcontext() as bar:
-            task = bar.add_task("", total=None) if bar else None
+        with progress_bar(shown=first) as bar:
+            task = bar.add_task("", total=None)
 
             def show(done: int, total: int, means: Mapping[str, float]) -> None:
-                if bar is None or task is None:
-                    return
                 loss = sum(value for name, value in means.items() if name.startswith("loss_"))
                 epoch, rate = (done - 1) * epochs // total + 1, means["images_per_s"]
                 told = f"epoch {epoch}, {rate:.0f} images/s, loss {loss:.3f}"

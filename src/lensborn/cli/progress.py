@@ -19,8 +19,8 @@ def tracked(results: Iterator[T], total: int, description: str) -> Iterator[T]:
         yield from bar.track(results, total, description=description)
 
 
-def progress_bar() -> "Progress":
-    """A bar with rate and time left on standard error where that is a terminal."""
+def progress_bar(*, shown: bool = True) -> "Progress":
+    """A bar with rate and time left on standard error where that is a terminal, and it is to be `shown`."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -45,5 +45,5 @@ def progress_bar() -> "Progress":
         transient=True,
         redirect_stdout=False,
         speed_estimate_period=600,  # s, since a step may take longer than rich's 30
-        disable=not sys.stderr.isatty(),
+        disable=not (shown and sys.stderr.isatty()),
     )

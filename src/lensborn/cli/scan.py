@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lensborn.cli.detect import PIPE_WIDTH, Alpha, Model, load_detector
+from lensborn.cli.detect import PIPE_WIDTH, Alpha, Model, check_share, load_detector
 from lensborn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def scan(
     from lensborn.scan.places import is_remote  # noqa: PLC0415
     from lensborn.scan.results import SHEET, Results, write_whole  # noqa: PLC0415
 
-    if not 0 < fdr < 1:
-        raise typer.BadParameter(f"{fdr:g} does not lie between 0 and 1; try 0.1", param_hint="--fdr")
+    check_share(fdr, "--fdr", example=0.1)
     if is_remote(out):
         raise typer.BadParameter("results go to a disk: name a folder, and copy it then", param_hint="--out")
     detector = load_detector(model, alpha)

@@ -102,7 +102,8 @@ def checked_roots(roots: Sequence[str]) -> list[str]:
 
 def lies_below(folder: str, roots: Sequence[str]) -> bool:
     """Whether a folder of this machine is, or lies in, one of the roots (as `checked_roots` gives them)."""
-    above = {_resolved(folder), *_resolved(folder).parents}
+    inner = _resolved(folder)
+    above = {inner, *inner.parents}
     return any(not is_remote(root) and _resolved(unescaped(root)) in above for root in roots)
 
 

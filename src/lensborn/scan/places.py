@@ -108,7 +108,7 @@ class Disk:
             found = []
             for entry in entries:
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if _is_picture(entry.name, any_suffix and not is_folder and not _leads_to_folder(entry)):
+                if _is_picture(entry.name, any_suffix and not _leads_to_folder(entry)):
                     found.append(Found(entry.name, False, *_of_disk(entry)))
                 elif is_folder:
                     found.append(Found(entry.name, True))
